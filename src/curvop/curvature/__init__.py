@@ -1,0 +1,21 @@
+"""Matrices of an empirical risk."""
+
+from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.determinism import NonDeterministicError
+from curvop.curvature.empirical_fisher import EFLinearOperator
+from curvop.curvature.ggn import GGNLinearOperator
+from curvop.curvature.hessian import HessianLinearOperator
+from curvop.curvature.jacobian import (
+    JacobianLinearOperator,
+    TransposedJacobianLinearOperator,
+)
+
+__all__ = [
+    "CurvatureLinearOperator",
+    "EFLinearOperator",
+    "GGNLinearOperator",
+    "HessianLinearOperator",
+    "JacobianLinearOperator",
+    "NonDeterministicError",
+    "TransposedJacobianLinearOperator",
+]

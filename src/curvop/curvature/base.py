@@ -1,0 +1,285 @@
+"""CurvatureLinearOperator: iterate over the data, scale, reduce."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
+from curvop.curvature.data import Data
+from curvop.curvature.determinism import check_deterministic as check
+from curvop.curvature.differentiation import (
+    Aux,
+    Differentiation,
+    Way,
+    candidates,
+    first_that_works,
+)
+from curvop.curvature.distributed import all_reduce
+from curvop.curvature.losses import Loss, as_loss
+from curvop.curvature.parameters import as_parameters
+from curvop.curvature.reduction import Divisor, total_divisor
+from curvop.curvature.surroundings import surroundings
+from curvop.operators.base import LinearOperator
+from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class CurvatureLinearOperator(LinearOperator):
+    r"""A symmetric curvature matrix of an empirical risk, summed over mini-batches.
+
+    .. math:: L(θ) = \frac{1}{Z} \sum_n ℓ(f_θ(x_n), y_n)
+
+    ``Z`` is what the reduction of the loss divides by over the *whole* data set.
+    However the data is cut into mini-batches, the operator equals the one of the loss on
+    the concatenated data.
+
+    Subclasses implement :meth:`_matmat_batch`, and are final.
+
+    Args:
+        model_func: An ``nn.Module``; a callable ``X -> prediction`` over the given
+            parameters; or, with ``params`` a dict, a callable
+            ``(params, X) -> prediction``. Left exactly as found.
+        loss_func: A torch loss module, or a callable ``(prediction, y) -> scalar``.
+        params: List of tensors (their order is the order of the blocks) or dict from
+            names to tensors. Other parameters of the model are constants.
+        data: A re-iterable of mini-batches ``(X, y)``: tensors, or nested tuples, lists
+            and mappings of tensors. They are moved to the device of the parameters.
+        progressbar: Show a bar over the mini-batches of each product.
+        check_deterministic: Multiply twice on construction and compare.
+        num_data: Number of data, checked at each pass.
+        batch_size_fn: Function of ``X`` that tells the number of data in a batch; by
+            default the leading axis.
+        block_sizes: Numbers of consecutive parameters per block; the operator is then
+            the block-diagonal of the matrix. By default one block: the full matrix.
+        reduction: ``"mean"`` or ``"sum"`` for a callable loss that does not tell, or a
+            callable ``(prediction, y) ->`` the number that the mean was divided by.
+        chunk_size: Number of columns that are multiplied at once; ``None`` for all.
+            ``"auto"`` takes eight, so that the activations' tangents take at most eight
+            times the memory of the activations.
+        process_group: A ``torch.distributed`` group in which each rank holds its share
+            of the data (a rank may hold none). Every rank multiplies the same vector,
+            and the divisor is global. One collective per product.
+        differentiation: ``"func"`` (``torch.func``: forward mode and vmap),
+            ``"backpack"`` (double backward over one graph: any op, any callable), or
+            ``"auto"``: the first that the model supports, with a warning when that is
+            the second.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument does not fit; the message says how to mend it.
+        NonDeterministicError: If two products differ.
+    """
+
+    def __init__(
+        self,
+        model_func: nn.Module | Callable[..., Any],
+        loss_func: Callable[[Any, Any], Tensor],
+        params: Iterable[Tensor] | Mapping[str, Tensor],
+        data: Iterable[tuple[Any, Any]],
+        *,
+        progressbar: bool = False,
+        check_deterministic: bool = True,
+        num_data: int | None = None,
+        batch_size_fn: Callable[[Any], int] | None = None,
+        block_sizes: Sequence[int] | None = None,
+        reduction: Literal["mean", "sum"] | Divisor | None = None,
+        chunk_size: ChunkSize = "auto",
+        process_group: ProcessGroup | None = None,
+        differentiation: Way = "auto",
+    ) -> None:
+        self._parameters = as_parameters(model_func, params)
+        self._loss = as_loss(loss_func, reduction)
+        self._data = Data(
+            data,
+            self._parameters.device,
+            num_data,
+            batch_size_fn,
+            progressbar,
+            may_be_empty=process_group is not None,
+        )
+        super().__init__(
+            self._parameters.space,
+            self._parameters.space,
+            dtype=self._parameters.dtype,
+            device=self._parameters.device,
+            symmetric=True,
+            psd=self._psd_for(self._loss),
+        )
+        check_chunk_size(chunk_size)
+        self._chunk_size = chunk_size
+        self._process_group = process_group
+        self._blocks = _as_blocks(block_sizes, len(self._parameters.tensors))
+        _warn_of_batch_statistics(model_func, data)
+        self._ways = candidates(differentiation, self._parameters)
+        if check_deterministic:
+            with surroundings(self._data):
+                self._verify_loss()
+                self._ways = check(self)
+
+    # ---------------------------------------------------- what subclasses do
+
+    @staticmethod
+    @abstractmethod
+    def _psd_for(loss: Loss) -> bool:
+        """Whether the matrix is positive semi-definite for this loss.
+
+        Raises:
+            TypeError: If the matrix is not defined for it.
+        """
+
+    @abstractmethod
+    def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
+        """Multiply the matrix of one batch's *summed* loss onto ``M``: ``[K, *n_i]``.
+
+        Returns:
+            The product, ``[K, *n_i]``, and what :meth:`_tally` tells of the batch.
+        """
+
+    # ------------------------------------------------ what subclasses build on
+
+    @property
+    def _differentiate(self) -> Differentiation:
+        """The way to differentiate."""
+        return self._ways[0]
+
+    def _predict(self, params: Sequence[Tensor], X: Any) -> Any:
+        return self._parameters.model(params, X)
+
+    def _tally(self, prediction: Any, y: Any, total: Tensor | None = None) -> Aux:
+        """Summed loss of a batch, and its share of the divisor."""
+        if total is None:
+            total = self._loss.total(prediction, y)
+        share = self._loss.divisor(prediction, y)
+        share = torch.as_tensor(share, dtype=torch.float64, device=total.device)
+        return total.detach(), share
+
+    # ------------------------------------------------------------ the product
+
+    def _matmat(self, M: Blocks) -> Blocks:
+        with surroundings(self._data):
+            V = leading(M)
+            if V[0].shape[0] == 0:
+                return M
+            (*product, loss, share), _ = self._sum_over_batches(V)
+            Z = self._divisor(loss, share)
+            return trailing([(b / Z).to(self.dtype) for b in product])
+
+    def _divisor(self, loss: Tensor, share: Tensor) -> Tensor:
+        """``Z``, once the loss is known to be finite.
+
+        Raises:
+            ValueError: If the loss is not finite, or a mean over nothing.
+        """
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"Expected a finite loss over the data, got {float(loss)}. Look for NaN "
+                "or infinite inputs, targets or parameters."
+            )
+        return total_divisor(self._loss.reduction, share)
+
+    def _sum_over_batches(
+        self, V: Blocks
+    ) -> tuple[list[Tensor], tuple[Differentiation, ...]]:
+        """Summed product, loss and divisor over all batches and ranks.
+
+        Returns:
+            The sums, and the ways to differentiate that remain: the first one worked.
+        """
+        wide = torch.promote_types(self.dtype, torch.float32)  # sums of half precision
+        sums = [torch.zeros_like(v, dtype=wide) for v in V]
+        loss = torch.zeros((), dtype=wide, device=self.device)
+        share = torch.zeros((), dtype=torch.float64, device=self.device)
+        op = self
+        for X, y in self._data.batches(f"{type(self).__name__} @"):
+            op, (product, (batch_loss, batch_share)) = op._matmat_one(X, y, V)
+            for total, part in zip(sums, product, strict=True):
+                total += part
+            loss += batch_loss
+            share += batch_share
+        return all_reduce([*sums, loss, share], self._process_group), op._ways
+
+    def _matmat_one(
+        self, X: Any, y: Any, V: Blocks
+    ) -> tuple[CurvatureLinearOperator, tuple[Blocks, Aux]]:
+        """The product of one batch, and the operator for the next: it knows the way."""
+        ways, result = first_that_works(
+            self._ways, lambda way: self._with(_ways=(way,))._matmat_blocks(X, y, V)
+        )
+        return self._with(_ways=ways), result
+
+    def _matmat_blocks(self, X: Any, y: Any, V: Blocks) -> tuple[Blocks, Aux]:
+        """Each diagonal block of the matrix on its part of ``V``."""
+        product: Blocks = []
+        for block in self._blocks:
+            op = self
+            if len(self._blocks) > 1:
+                op = self._with(_parameters=self._parameters.only(block))
+            mine = [
+                v.to(p.dtype) for v, p in zip(V[block], op._parameters.tensors, strict=True)
+            ]
+            part, tally = op._matmat_batch(X, y, mine)
+            product += part
+        return product, tally
+
+    def _transpose(self) -> LinearOperator:
+        return self
+
+    def _with(self, **fields: Any) -> CurvatureLinearOperator:
+        """The same operator with other values for some fields."""
+        other = copy.copy(self)
+        other.__dict__.update(fields)
+        return other
+
+    def _verify_loss(self) -> None:
+        """Check on the first batch what was assumed about a loss that is not torch's."""
+        if self._loss.is_trusted:
+            return
+        X, y = next(self._data.batches("first batch"), (None, None))
+        if X is not None:
+            with torch.no_grad():
+                self._loss.verify(self._predict(self._parameters.tensors, X), y)
+
+
+def _as_blocks(block_sizes: Sequence[int] | None, n: int) -> tuple[slice, ...]:
+    """Consecutive slices of the parameters.
+
+    Raises:
+        ValueError: If the sizes are not positive or do not sum to ``n``.
+    """
+    sizes = [n] if block_sizes is None else list(block_sizes)
+    if any(not isinstance(s, int) or s < 1 for s in sizes) or sum(sizes) != n:
+        raise ValueError(
+            f"Expected block_sizes as positive integers that sum to the number of "
+            f"parameters, {n}, got {block_sizes}."
+        )
+    ends = list(itertools.accumulate(sizes))
+    return tuple(slice(e - s, e) for s, e in zip(sizes, ends, strict=True))
+
+
+def _warn_of_batch_statistics(model_func: Any, data: Any) -> None:
+    """Batch norm in train mode makes the risk depend on how the data is cut."""
+    if not isinstance(model_func, nn.Module):
+        return
+    if hasattr(data, "__len__") and len(data) == 1:
+        return
+    for name, module in model_func.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            module.training or module.running_mean is None
+        ):
+            warnings.warn(
+                f"{type(module).__name__} {name!r} normalises with the statistics of each "
+                "batch: the matrix depends on how the data is cut into batches. Call "
+                "model.eval(), or pass all data as one batch.",
+                stacklevel=2,
+            )
+            return

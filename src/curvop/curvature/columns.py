@@ -1,0 +1,53 @@
+"""Columns: ``K`` of them lead inside the library, and are multiplied in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from curvop.operators.layout import Blocks
+
+Apply = Callable[[Blocks], Blocks]  # [K, *n_i] -> [K, *m_i]
+ChunkSize = int | None | Literal["auto"]
+
+# Vectorising saves Python overhead, which eight columns amortise; the tangents of a chunk
+# take as many times the memory of the activations as it has columns.
+AUTO_CHUNK = 8
+
+
+def leading(M: Blocks) -> Blocks:
+    """``[*n_i, K] -> [K, *n_i]``, each column contiguous."""
+    return [b.movedim(-1, 0).contiguous() for b in M]
+
+
+def trailing(V: Blocks) -> Blocks:
+    """``[K, *n_i] -> [*n_i, K]``, a view."""
+    return [b.movedim(0, -1) for b in V]
+
+
+def chunks(K: int, size: ChunkSize) -> Iterator[slice]:
+    """Consecutive slices of ``range(K)``, the last one possibly shorter."""
+    step = AUTO_CHUNK if size == "auto" else size or K
+    return (slice(k, min(k + step, K)) for k in range(0, K, step))
+
+
+def check_chunk_size(size: object) -> None:
+    """Refuse anything but a positive integer, ``None`` and ``"auto"``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if size is None or size == "auto":
+        return
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(
+            "Expected chunk_size as a positive integer, 'auto', or None for all columns "
+            f"at once, got {size!r}."
+        )
+
+
+def at(V: Sequence[Tensor], columns: slice) -> Blocks:
+    """Some of the columns."""
+    return [v[columns] for v in V]

@@ -1,0 +1,124 @@
+"""The data: mini-batches on the right device, counted, with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from curvop.curvature.nested import map_tensors, tensors
+
+
+@dataclass(frozen=True)
+class Data:
+    """A re-iterable of mini-batches ``(X, y)``.
+
+    Attributes:
+        source: What the user gave.
+        device: Where the batches go.
+        num_data: Number of data that the user announced, or ``None``.
+        batch_size_fn: Number of data in ``X``, or ``None`` for the leading axis.
+        progressbar: Whether passes show a bar.
+        may_be_empty: Whether a pass without a batch is fine (a share among several).
+    """
+
+    source: Iterable[tuple[Any, Any]]
+    device: torch.device
+    num_data: int | None = None
+    batch_size_fn: Callable[[Any], int] | None = None
+    progressbar: bool = False
+    may_be_empty: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be passed over repeatedly."""
+        if isinstance(self.source, Iterator):
+            raise ValueError(
+                "Expected data that can be iterated over many times, got the one-shot "
+                f"iterator {type(self.source).__name__}. Pass a list or a DataLoader, "
+                "for instance list(data)."
+            )
+        if not isinstance(self.source, Iterable):
+            raise TypeError(
+                "Expected data as an iterable of batches (X, y), got "
+                f"{type(self.source).__name__}. Wrap one batch as [(X, y)]."
+            )
+        if isinstance(self.source, Tensor):
+            raise TypeError(
+                "Expected data as an iterable of batches (X, y), got a tensor. Wrap one "
+                "batch as [(X, y)]."
+            )
+        if self.num_data is not None and (
+            not isinstance(self.num_data, int) or self.num_data < 1
+        ):
+            raise ValueError(f"Expected a positive num_data, got {self.num_data!r}.")
+        if isinstance(self.source, Sized) and len(self.source) == 0:
+            self._check_count(0)
+
+    @property
+    def generators(self) -> tuple[object, ...]:
+        """Generators that a pass over a ``DataLoader`` advances."""
+        sampler = getattr(self.source, "sampler", None)
+        return (
+            getattr(self.source, "generator", None),
+            getattr(sampler, "generator", None),
+        )
+
+    def batches(self, what: str) -> Iterator[tuple[Any, Any]]:
+        """One pass over the data, on the device.
+
+        Args:
+            what: Label of the progress bar.
+
+        Raises:
+            TypeError: If a batch is no pair.
+            ValueError: If there is no batch, or the count contradicts ``num_data``.
+        """
+        seen = 0
+        count = self.num_data is not None
+        for batch in tqdm(self.source, desc=what, disable=not self.progressbar):
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                size = f" of length {len(batch)}" if isinstance(batch, Sized) else ""
+                raise TypeError(
+                    "Expected batches that are pairs (X, y), got "
+                    f"{type(batch).__name__}{size}. Nest further inputs in X, as in "
+                    "((ids, mask), y)."
+                )
+            X, y = (map_tensors(self._move, part) for part in batch)
+            seen += self.batch_size(X, y) if count else 1
+            yield X, y
+        self._check_count(seen)
+
+    def batch_size(self, X: Any, y: Any) -> int:
+        """Number of data in a batch.
+
+        Raises:
+            ValueError: If it cannot be told.
+        """
+        if self.batch_size_fn is not None:
+            return self.batch_size_fn(X)
+        for part in (X, y):
+            sizes = {t.shape[0] if t.ndim else None for t in tensors(part)}
+            if len(sizes) == 1 and None not in sizes:
+                (size,) = sizes
+                return int(size)  # type: ignore[arg-type]
+        raise ValueError(
+            "Cannot tell how many data a batch holds: neither X nor y has one leading "
+            "axis. Pass batch_size_fn, a function of X."
+        )
+
+    def _move(self, t: Tensor) -> Tensor:
+        # tensors made in inference mode cannot be saved for backward
+        return t.to(self.device).clone() if t.is_inference() else t.to(self.device)
+
+    def _check_count(self, seen: int) -> None:
+        if seen == 0 and not self.may_be_empty:
+            raise ValueError("Expected at least one batch of data, got none.")
+        if seen and self.num_data is not None and seen != self.num_data:
+            raise ValueError(
+                f"num_data says {self.num_data}, but the data holds {seen}. Leave "
+                "num_data out, or mend the data (drop_last? batch_size_fn?)."
+            )

@@ -1,0 +1,141 @@
+"""The determinism check: an outside observer that multiplies twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from curvop.curvature import nested
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+    from curvop.curvature.differentiation import Differentiation
+    from curvop.operators.layout import Blocks
+
+
+class NonDeterministicError(RuntimeError):
+    """Two passes over the same data gave different results."""
+
+
+def probe(blocks: Blocks) -> Blocks:
+    """A fixed random vector in the shape of ``blocks``; touches no global generator."""
+    generator = torch.Generator().manual_seed(2147483647)
+    return [
+        torch.randn(b.shape, generator=generator, dtype=torch.float64).to(b) for b in blocks
+    ]
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative difference that rounding in another order can make."""
+    return float(torch.finfo(dtype).eps ** 0.5) / 4
+
+
+def differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two results differ by more than rounding."""
+    scale = torch.maximum(a.abs().max(), b.abs().max())
+    return bool((a - b).abs().max() > tolerance(a.dtype) * scale)
+
+
+def check_deterministic(
+    op: CurvatureLinearOperator,
+) -> tuple[Differentiation, ...]:
+    """Multiply a fixed vector twice and compare.
+
+    The generators run on from the first pass to the second, so that dropout and
+    shuffling show; the caller restores them.
+
+    Args:
+        op: The operator.
+
+    Returns:
+        The ways to differentiate that the model supports.
+
+    Raises:
+        NonDeterministicError: If the products differ, with what differed and where.
+        ValueError: If the loss is not finite, or the data does not fit.
+    """
+    v = probe([p.detach()[None] for p in op._parameters.tensors])
+    v = [b.to(op.dtype) for b in v]
+    first, ways = op._sum_over_batches(v)
+    settled = op._with(_ways=ways)
+    settled._divisor(*first[-2:])
+    second, _ = settled._sum_over_batches(v)
+    *product, loss, share = _differences(first, second)
+    if any(product) or loss or share:
+        raise NonDeterministicError(_diagnosis(settled, product, loss, share))
+    return ways
+
+
+def _differences(first: list[Tensor], second: list[Tensor]) -> list[bool]:
+    """Which blocks of the product, and whether loss and divisor, differ."""
+    (*a, loss_a, share_a), (*b, loss_b, share_b) = first, second
+    # one scale for all blocks: a block may vanish by cancellation between batches
+    scale = max(float(t.abs().max()) for t in [*a, *b])
+    bound = scale * tolerance(a[0].dtype)
+    blocks = [bool((s - t).abs().max() > bound) for s, t in zip(a, b, strict=True)]
+    return [*blocks, differ(loss_a, loss_b), differ(share_a, share_b)]
+
+
+def _diagnosis(
+    op: CurvatureLinearOperator, product: list[bool], loss: bool, share: bool
+) -> str:
+    """What differed between the passes, in which batch, and the usual cause."""
+    names = op._parameters.names or [str(i) for i in range(len(product))]
+    what = [
+        "the loss" if loss else "",
+        "the divisor of the mean" if share else "",
+        "the product" if any(product) else "",
+    ]
+    blocks = [name for name, d in zip(names, product, strict=True) if d]
+    head = (
+        f"Two passes over the data differ in {', '.join(w for w in what if w)}"
+        + (f" (parameters {', '.join(blocks[:3])}{' …' if blocks[3:] else ''})")
+        * bool(blocks)
+        + ". "
+    )
+    return head + _first_difference(op)
+
+
+def _first_difference(op: CurvatureLinearOperator) -> str:
+    """Two further passes, batch by batch: data, then loss, then gradient."""
+    passes = [
+        [_observe(op, X, y) for X, y in op._data.batches("diagnosis")] for _ in range(2)
+    ]
+    if len(passes[0]) != len(passes[1]):
+        return (
+            f"The number of batches differs ({len(passes[0])} and {len(passes[1])}). "
+            "Make the data the same at each iteration."
+        )
+    for i, observed in enumerate(zip(*passes, strict=True)):
+        for what, a, b in zip(_OBSERVED, *observed, strict=True):
+            if a.shape != b.shape or differ(a, b):
+                return f"Batch {i} differs in its {what}: {_CAUSES[what]}"
+    return (
+        "No single batch differs in data, loss or gradient: the second derivative "
+        "itself is not reproducible (atomic additions on a GPU? "
+        "torch.use_deterministic_algorithms(True))."
+    )
+
+
+_OBSERVED = ("data", "loss", "gradient")
+_CAUSES = {
+    "data": "the usual cause is shuffling together with drop_last or batch statistics, "
+    "or random augmentation. Use a DataLoader with shuffle=False, or a list of batches.",
+    "loss": "the usual cause is dropout or another random layer. Call model.eval().",
+    "gradient": "the usual cause is a random backward pass, or non-deterministic kernels.",
+}
+
+
+def _observe(op: CurvatureLinearOperator, X: Any, y: Any) -> tuple[Tensor, ...]:
+    """Fingerprint of the data (order counts), loss, and gradient of one batch."""
+    marks = [
+        t.double().flatten() @ torch.arange(1, t.numel() + 1, device=t.device).double()
+        for t in nested.tensors((X, y))
+    ]
+    with torch.enable_grad(), op._parameters.leaves() as params:
+        loss = op._loss.total(op._predict(params, X), y)
+        gradient = torch.autograd.grad(loss, params, allow_unused=True)
+    flat = [g.flatten().to(op.dtype) for g in gradient if g is not None]
+    return torch.stack(marks), loss.detach()[None], torch.cat(flat)

@@ -1,0 +1,100 @@
+"""The empirical Fisher of an empirical risk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+from torch import Tensor
+
+from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.differentiation import Aux, Outputs
+from curvop.curvature.losses import Loss
+from curvop.operators.layout import Blocks
+
+Per = Literal["term", "example", "output"]
+
+
+@final
+class EFLinearOperator(CurvatureLinearOperator):
+    r"""The empirical Fisher (EF): the uncentred covariance of the gradients.
+
+    .. math:: E = \frac{1}{Z} \sum_n g_n g_n^⊤ = \frac{1}{Z} J_ℓ^⊤ J_ℓ,
+        \qquad g_n = ∇_θ ℓ_n
+
+    with ``J_ℓ`` the Jacobian of the vector of loss terms ``ℓ_n`` (before reduction) and
+    ``Z`` what the loss's reduction divides by. Everything about the loss (weights,
+    ignored targets, label smoothing) is in its terms, which autodiff differentiates.
+
+    Args:
+        *args: Those of :class:`CurvatureLinearOperator`. The loss must offer unreduced
+            terms: a torch loss, or a callable with a keyword ``reduction``.
+        per: What ``n`` counts. ``"term"``: the elements of the loss with
+            ``reduction="none"`` (for cross-entropy a target, for MSE an element).
+            ``"example"``: the entries of the leading axis, terms of one datum summed.
+            ``"output"``: vectors along the last axis of an element-wise loss, its terms
+            summed; the convention of curvlinops. The three agree where each datum has
+            one term.
+        **kwargs: Those of :class:`CurvatureLinearOperator`.
+
+    Raises:
+        TypeError: If the loss does not offer its terms.
+
+    >>> import torch
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
+    >>> E = EFLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
+    >>> E @ torch.tensor([1.0, 1.0])
+    tensor([16.,  0.])
+    """
+
+    def __init__(self, *args: Any, per: Per = "term", **kwargs: Any) -> None:
+        if per not in ("term", "example", "output"):
+            raise ValueError(f"Expected per='term', 'example' or 'output', got {per!r}.")
+        self._per = per
+        super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def _psd_for(loss: Loss) -> bool:
+        if loss.terms is None:
+            raise TypeError(
+                "The empirical Fisher needs the unreduced terms of the loss, and this "
+                "callable only gives a scalar. Pass a torch loss module, or a callable "
+                "with a keyword reduction that understands 'none'."
+            )
+        return True
+
+    def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
+        terms = self._loss.terms
+        assert terms is not None  # _psd_for has seen to it
+
+        def groups(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+            prediction = self._predict(params, X)
+            t = terms(prediction, y)
+            tally = self._tally(prediction, y, t.sum())
+            return (self._group(t, prediction, X, y),), tally
+
+        def identity(outputs: Outputs, U: Blocks) -> tuple[Blocks, Aux]:
+            return U, ()
+
+        return self._differentiate.sandwich(
+            groups, self._parameters, M, identity, self._chunk_size
+        )
+
+    def _group(self, terms: Tensor, prediction: Any, X: Any, y: Any) -> Tensor:
+        """Loss terms, summed over what belongs to the same gradient."""
+        if self._per == "output":
+            is_elementwise = (
+                isinstance(prediction, Tensor) and terms.shape == prediction.shape
+            )
+            return terms.sum(-1) if is_elementwise and terms.ndim > 1 else terms
+        if self._per == "example" and terms.ndim > 0:
+            n = self._data.batch_size(X, y)
+            if terms.shape[0] != n:
+                raise ValueError(
+                    f"Expected loss terms with the {n} examples of the batch as leading "
+                    f"axis, got shape {tuple(terms.shape)}. Keep the batch axis of the "
+                    "prediction (for cross-entropy [N, C, T]), or pass batch_size_fn."
+                )
+            return terms.flatten(1).sum(1) if terms.ndim > 1 else terms
+        return terms

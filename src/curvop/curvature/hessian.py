@@ -1,0 +1,44 @@
+"""The Hessian of an empirical risk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+from torch import Tensor
+
+from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.differentiation import Aux, Outputs
+from curvop.curvature.losses import Loss
+from curvop.operators.layout import Blocks
+
+
+@final
+class HessianLinearOperator(CurvatureLinearOperator):
+    r"""The Hessian of the empirical risk.
+
+    .. math:: H = ∇²_θ L(θ) = \frac{1}{Z} \sum_n ∇²_θ ℓ(f_θ(x_n), y_n)
+
+    Multiplied by reverse-over-reverse differentiation (Pearlmutter, "Fast exact
+    multiplication by the Hessian", 1994), right through every norm layer. Arguments are
+    those of :class:`CurvatureLinearOperator`.
+
+    >>> import torch
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
+    >>> H = HessianLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
+    >>> H @ torch.tensor([1.0, 1.0])
+    tensor([12.,  0.])
+    """
+
+    @staticmethod
+    def _psd_for(loss: Loss) -> bool:
+        return False
+
+    def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
+        def total(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+            prediction = self._predict(params, X)
+            loss = self._loss.total(prediction, y)
+            return (loss,), self._tally(prediction, y, loss)
+
+        return self._differentiate.hessian(total, self._parameters, M, self._chunk_size)

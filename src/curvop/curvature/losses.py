@@ -1,0 +1,291 @@
+"""What a loss offers: the sum of its terms, the terms, the share of its divisor."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from curvop.curvature import nested
+from curvop.curvature.reduction import (
+    Divisor,
+    batch_divisor,
+    class_divisor,
+    sum_divisor,
+    term_divisor,
+)
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+_CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_TERM_MODULES = (
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+    nn.KLDivLoss,
+    nn.HingeEmbeddingLoss,
+    nn.MultiLabelMarginLoss,
+    nn.MultiLabelSoftMarginLoss,
+    nn.MultiMarginLoss,
+    nn.SoftMarginLoss,
+)
+_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss)
+# convex in the prediction, hence the GGN is positive semi-definite
+_CONVEX = {
+    *_CLASS_MODULES,
+    *_TERM_MODULES,
+    *_CLASS_FUNCTIONS,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss,
+    F.kl_div,
+    F.soft_margin_loss,
+    F.multilabel_soft_margin_loss,
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss in the form that curvature needs; everything else follows by autodiff.
+
+    Attributes:
+        reduction: What the user's loss does over its terms.
+        total: ``(prediction, y) ->`` sum of the loss terms, a scalar.
+        terms: ``(prediction, y) ->`` unreduced loss terms, or ``None``.
+        divisor: ``(prediction, y) ->`` this batch's share of what "mean" divides by.
+        convex: Whether the loss is known to be convex in the prediction.
+        verify: Checks on one batch what was assumed about the user's loss.
+    """
+
+    reduction: str
+    total: LossFunction
+    terms: LossFunction | None
+    divisor: Divisor
+    convex: bool
+    verify: Callable[[Any, Any], None]
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether there is nothing to verify."""
+        return self.verify is _trust
+
+
+def as_loss(loss_func: Any, reduction: str | Divisor | None = None) -> Loss:
+    """The user's loss, understood.
+
+    Args:
+        loss_func: A torch loss module, a loss of ``torch.nn.functional`` (or a
+            ``functools.partial`` of one), or any callable ``(prediction, y) -> scalar``.
+        reduction: ``"mean"`` or ``"sum"``, needed for a callable that does not tell; or
+            a callable ``(prediction, y) ->`` the number that the loss was divided by.
+
+    Raises:
+        TypeError: If ``loss_func`` is no callable.
+        ValueError: If the reduction is missing, unknown or contradicted.
+    """
+    if not callable(loss_func):
+        raise TypeError(
+            "Expected a loss: a torch loss module or a callable (prediction, y) -> "
+            f"scalar, got {type(loss_func).__name__}."
+        )
+    told = _told_reduction(loss_func)
+    if callable(reduction):
+        return _with_divisor(loss_func, reduction)
+    if reduction is None and told is None:
+        raise ValueError(
+            "Expected a loss that tells its reduction, got "
+            f"{_name(loss_func)}. Pass reduction='mean' or reduction='sum' (what it does "
+            "over its terms)."
+        )
+    for value in (reduction, told):
+        if value is not None and value not in ("mean", "sum", "batchmean"):
+            raise ValueError(
+                f"Expected reduction 'mean' or 'sum', got {value!r}. Curvature is that "
+                "of a scalar loss."
+            )
+    if reduction is not None and told is not None and reduction != told:
+        raise ValueError(
+            f"reduction={reduction!r} contradicts the loss, whose reduction is {told!r}. "
+            "Leave the argument out."
+        )
+    name = told or reduction
+    assert isinstance(name, str)
+    reduced = _reducer(loss_func)
+    if reduced is None:
+        return _opaque(loss_func, name)
+    return _transparent(loss_func, name, reduced)
+
+
+def _told_reduction(loss_func: Any) -> str | None:
+    """The reduction that a module, function or partial carries itself."""
+    if isinstance(loss_func, functools.partial) and "reduction" in loss_func.keywords:
+        return str(loss_func.keywords["reduction"])
+    told = getattr(loss_func, "reduction", None)
+    if told is not None:
+        return str(told)
+    default = _reduction_parameter(loss_func)
+    return default if isinstance(default, str) else None
+
+
+def _reduction_parameter(loss_func: Any) -> object:
+    """Default of the keyword ``reduction`` of a function; ``None`` if it has none."""
+    if isinstance(loss_func, nn.Module):
+        return None
+    try:
+        parameter = inspect.signature(loss_func).parameters.get("reduction")
+    except (TypeError, ValueError):
+        return None
+    return None if parameter is None else parameter.default
+
+
+def _reducer(loss_func: Any) -> Callable[[str], LossFunction] | None:
+    """How to obtain the same loss with another reduction, if that is possible."""
+    if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
+
+        def module(reduction: str) -> LossFunction:
+            other = copy.copy(loss_func)  # shares weights; only the attribute differs
+            other.__dict__["reduction"] = reduction
+            return other
+
+        return module
+    if _reduction_parameter(loss_func) is not None:
+        return lambda reduction: functools.partial(loss_func, reduction=reduction)
+    return None
+
+
+def _kind(loss_func: Any) -> Any:
+    """The torch loss whose formula this is: its class or function, else ``None``."""
+    if isinstance(loss_func, nn.Module):
+        known = (*_CLASS_MODULES, *_TERM_MODULES)
+        return next((c for c in known if type(loss_func).forward is c.forward), None)
+    function = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
+    in_torch = getattr(function, "__module__", None) == "torch.nn.functional"
+    return function if in_torch else None
+
+
+def _transparent(
+    loss_func: Any, reduction: str, reduced: Callable[[str], LossFunction]
+) -> Loss:
+    """A loss that can be asked for its unreduced terms."""
+    kind = _kind(loss_func)
+    terms = reduced("none")
+    # torch's own sum is one kernel; of others only the terms are known for sure
+    total = _summed(terms) if kind is None else reduced("sum")
+    divisor: Divisor
+    if reduction == "sum":
+        divisor = sum_divisor
+    elif reduction == "batchmean":
+        divisor = batch_divisor
+    elif kind in _CLASS_MODULES:
+        divisor = class_divisor(loss_func.weight, loss_func.ignore_index)
+    elif kind in _CLASS_FUNCTIONS:
+        keywords = getattr(loss_func, "keywords", {})
+        divisor = class_divisor(keywords.get("weight"), keywords.get("ignore_index", -100))
+    else:
+        divisor = term_divisor(terms)
+
+    def verify(prediction: Any, y: Any) -> None:
+        t = terms(prediction, y)
+        if not isinstance(t, Tensor) or (t.ndim == 0 and kind is None):
+            raise ValueError(
+                f"{_name(loss_func)} returns a scalar for reduction='none'. Give a loss "
+                "that honours it, or one without a reduction argument or attribute."
+            )
+        value, Z = loss_func(prediction, y), divisor(prediction, y)
+        expected = t.sum() if reduction == "sum" else t.sum() / Z
+        if not _close(value, expected):
+            raise ValueError(
+                f"{_name(loss_func)} with reduction={reduction!r} gives "
+                f"{float(value):.6g}, but the sum of its terms divided by their number "
+                f"gives {float(expected):.6g}. Pass reduction=<callable (prediction, y) "
+                "-> what the loss divides by>."
+            )
+
+    # torch's own losses keep their word
+    check = verify if kind is None else _trust
+    return Loss(reduction, total, terms, divisor, kind in _CONVEX, check)
+
+
+def _summed(terms: LossFunction) -> LossFunction:
+    return lambda prediction, y: terms(prediction, y).sum()
+
+
+def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
+    """A callable of which only the scalar is known; "mean" is over the data."""
+    if reduction == "sum":
+        return Loss("sum", loss_func, None, sum_divisor, False, _trust)
+
+    def on(prediction: Any, y: Any, rows: slice) -> Tensor:
+        cut = (nested.map_tensors(lambda t: t[rows], part) for part in (prediction, y))
+        return loss_func(*cut)
+
+    def verify(prediction: Any, y: Any) -> None:
+        n, a = _num_examples(prediction), _num_examples(prediction) // 3
+        value = loss_func(prediction, y)
+        try:
+            first, rest = (on(prediction, y, s) for s in (slice(a), slice(a, n)))
+        except (IndexError, RuntimeError, ValueError):
+            return  # cannot be cut: nothing to compare with
+        if a and not _close(value * n, first * a + rest * (n - a)):
+            raise ValueError(
+                f"{_name(loss_func)} with reduction='mean' is not a mean over examples "
+                "(weights, ignored targets or sequences of different length?), so that "
+                "batches cannot be put together. Pass the torch loss itself, a callable "
+                "with a keyword reduction, or reduction=<callable (prediction, y) -> "
+                "what the loss divides by>."
+            )
+
+    def examples(prediction: Any, y: Any) -> float:
+        return float(_num_examples(prediction))
+
+    return _with_divisor(loss_func, examples, verify)
+
+
+def _with_divisor(
+    loss_func: LossFunction,
+    divisor: Divisor,
+    verify: Callable[[Any, Any], None] | None = None,
+) -> Loss:
+    """A mean of which the user says what it divides by."""
+
+    def total(prediction: Any, y: Any) -> Tensor:
+        return loss_func(prediction, y) * divisor(prediction, y)
+
+    reducer = _reducer(loss_func)
+    terms = None if reducer is None else reducer("none")
+    convex = _kind(loss_func) in _CONVEX
+    return Loss("mean", total, terms, divisor, convex, verify or _trust)
+
+
+def _num_examples(prediction: Any) -> int:
+    """Leading axis of the prediction: what a plain callable averages over."""
+    first = next(nested.tensors(prediction), None)
+    return first.shape[0] if first is not None and first.ndim else 1
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    return bool((a - b).abs() <= 1e-3 * (a.abs() + b.abs()) + 1e-12)
+
+
+def _trust(prediction: Any, y: Any) -> None:
+    """Nothing to verify."""
+
+
+def _name(loss_func: Any) -> str:
+    return str(getattr(loss_func, "__name__", type(loss_func).__name__))

@@ -1,0 +1,202 @@
+"""Parameters: names, blocks, and the model as a function of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from curvop.curvature.buffers import copied_buffers, modules_in
+from curvop.operators.layout import Space
+
+Model = Callable[[Sequence[Tensor], Any], Any]  # (parameters, X) -> prediction
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters that an operator acts on, and the model as a function of them.
+
+    Attributes:
+        tensors: The parameters, in the order of the blocks.
+        names: Their names, if they have any.
+        model: ``(parameters, X) -> prediction``; leaves buffers as they are.
+        functional: Whether ``model`` honours the parameters that it is handed. A closure
+            over the parameters does not: it can only be differentiated in place.
+    """
+
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...] | None
+    model: Model
+    functional: bool
+
+    @property
+    def space(self) -> Space:
+        """The block space of the parameters."""
+        return Space(tuple(p.shape for p in self.tensors), self.names)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The common type that all parameters promote to."""
+        dtype = self.tensors[0].dtype
+        for p in self.tensors[1:]:
+            dtype = torch.promote_types(dtype, p.dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The one device of the parameters."""
+        return self.tensors[0].device
+
+    def only(self, block: slice) -> Parameters:
+        """Some of the parameters; the others are constants."""
+        before, after = self.tensors[: block.start], self.tensors[block.stop :]
+
+        def model(p: Sequence[Tensor], X: Any) -> Any:
+            constants = ([q.detach() for q in qs] for qs in (before, after))
+            head, tail = constants
+            return self.model([*head, *p, *tail], X)
+
+        return Parameters(
+            self.tensors[block],
+            None if self.names is None else self.names[block],
+            model,
+            self.functional,
+        )
+
+    @contextmanager
+    def leaves(self) -> Iterator[tuple[Tensor, ...]]:
+        """Tensors to differentiate with respect to, for the time of the context.
+
+        Fresh leaves for a functional model. For a closure the user's own tensors: those
+        that do not require a gradient do so until the context ends.
+        """
+        if self.functional:
+            yield tuple(p.detach().requires_grad_() for p in self.tensors)
+            return
+        frozen = [p for p in self.tensors if not p.requires_grad]
+        try:
+            for p in frozen:
+                p.requires_grad_(True)
+            yield self.tensors
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
+
+
+def as_parameters(
+    model_func: Any, params: Iterable[Tensor] | Mapping[str, Tensor]
+) -> Parameters:
+    """The user's model and parameters, understood.
+
+    Args:
+        model_func: An ``nn.Module``; a callable ``X -> prediction`` over the given
+            parameters; or, with a mapping of parameters, a callable
+            ``(params, X) -> prediction``.
+        params: List of tensors, or mapping from names to tensors.
+
+    Raises:
+        TypeError: If a parameter is no floating-point tensor, or the model no callable.
+        ValueError: If there are none, one comes twice, one does not belong to the
+            module, or they live on several devices.
+    """
+    if not callable(model_func):
+        raise TypeError(
+            f"Expected a module or a callable as model, got {type(model_func).__name__}."
+        )
+    if isinstance(params, Tensor):
+        raise TypeError("Expected a list or dict of parameters, got one tensor: [p].")
+    keys = list(params) if isinstance(params, Mapping) else None
+    values = list(params.values()) if isinstance(params, Mapping) else list(params)
+    _check(values)
+    if isinstance(model_func, nn.Module):
+        model_func = _unwrap(model_func)
+        names, model = _of_module(model_func, values, keys)
+    elif keys is None:
+        names, model = None, lambda _, X: model_func(X)
+    else:
+        names = keys
+
+        def model(p: Sequence[Tensor], X: Any) -> Any:
+            return model_func(dict(zip(keys, p, strict=True)), X)
+
+    modules = modules_in(model_func)
+
+    def clean(p: Sequence[Tensor], X: Any) -> Any:
+        with copied_buffers(modules):
+            return model(p, X)
+
+    return Parameters(
+        tuple(values),
+        None if names is None else tuple(names),
+        clean,
+        functional=isinstance(model_func, nn.Module) or keys is not None,
+    )
+
+
+def _of_module(
+    module: nn.Module, values: list[Tensor], keys: list[str] | None
+) -> tuple[list[str], Model]:
+    """A module, made a function of some of its parameters; the rest is frozen."""
+    everything = dict(module.named_parameters())  # a tied parameter comes once
+    name_of = {id(p): name for name, p in everything.items()}
+    names = []
+    for i, p in enumerate(values):
+        name = name_of.get(id(p))
+        if name is None and keys is not None and keys[i] in everything:
+            name = keys[i]  # other values for a parameter of this name
+        if name is None:
+            raise ValueError(
+                f"Parameter {i if keys is None else repr(keys[i])} of shape "
+                f"{tuple(p.shape)} does not belong to the module. Pass its own "
+                "parameters, for instance list(model.parameters()), not copies."
+            )
+        names.append(name)
+
+    def model(p: Sequence[Tensor], X: Any) -> Any:
+        frozen = {name: q.detach() for name, q in everything.items()}
+        return functional_call(module, frozen | dict(zip(names, p, strict=True)), (X,))
+
+    return keys or names, model
+
+
+def _unwrap(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and data-parallel wrappers.
+
+    Compiled code has no double backward, and replicas would be reduced twice.
+    """
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(
+            module, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
+            inner = module.module
+        if inner is None:
+            return module
+        module = inner
+
+
+def _check(values: list[Any]) -> None:
+    if not values:
+        raise ValueError(
+            "Expected at least one parameter, got none. Pass list(model.parameters())."
+        )
+    for i, p in enumerate(values):
+        if not isinstance(p, Tensor):
+            raise TypeError(
+                f"Expected tensors as parameters, got {type(p).__name__} at position {i}."
+            )
+        if not p.is_floating_point():
+            raise TypeError(
+                f"Expected floating-point parameters, got {p.dtype} at position {i}."
+            )
+        if p.device != values[0].device:
+            raise ValueError(
+                f"Expected parameters on one device, got {values[0].device} and {p.device}."
+            )
+    if len({id(p) for p in values}) < len(values):
+        raise ValueError("Expected each parameter once; one of them comes twice.")

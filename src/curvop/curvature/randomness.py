@@ -1,0 +1,38 @@
+"""The global random number generators, left as found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy
+import torch
+
+
+@contextmanager
+def preserved(device: torch.device, *generators: object) -> Iterator[None]:
+    """Restore all global generators, and those given, on exit.
+
+    A pass over a ``DataLoader`` draws from the global generator even without shuffling,
+    data augmentation draws from Python's or NumPy's, dropout from the device's.
+
+    Args:
+        device: Its generator is restored, too.
+        *generators: Further generators; whatever is no ``torch.Generator`` is skipped.
+    """
+    own = [g for g in generators if isinstance(g, torch.Generator)]
+    states = [(g, g.get_state()) for g in own]
+    cpu = torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    python, np = random.getstate(), numpy.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu, device)
+        random.setstate(python)
+        numpy.random.set_state(np)
+        for generator, state in states:
+            generator.set_state(state)

@@ -1,0 +1,128 @@
+"""torch.func: forward mode for Jacobians, all columns of a chunk at once by vmap."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+
+from curvop.curvature.columns import ChunkSize, at, chunks
+from curvop.curvature.differentiation import (
+    Aux,
+    Cotangents,
+    Differentiable,
+    Middle,
+    concatenate,
+    only_tensor,
+)
+from curvop.curvature.parameters import Parameters
+from curvop.operators.layout import Blocks
+
+# The first use of forward mode compiles torch's own rules, which warns of deprecations
+# inside torch: let that happen here, so that no user sees them.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
+
+
+class TorchFunc:
+    """Products by ``torch.func``; needs a model that is a function of its parameters."""
+
+    name = "torch.func"
+
+    def hessian(
+        self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
+    ) -> tuple[Blocks, Aux]:
+        """Reverse over reverse, one gradient graph for all columns.
+
+        jvp(jacrev) and vmap(jvp(grad)) would be wrong through LayerNorm, BatchNorm and
+        InstanceNorm: vmap decomposes their backward with the statistics as constants
+        (pytorch/functorch#534). vmap(vjp(grad)) is right.
+        """
+
+        def scalar(*p: Tensor) -> tuple[Tensor, Aux]:
+            outputs, aux = f(p)
+            return only_tensor(outputs), aux
+
+        with torch.no_grad():
+            params = _values(at_)
+            gradient = grad(scalar, argnums=tuple(range(len(params))), has_aux=True)
+            _, pull, aux = vjp(gradient, *params, has_aux=True)  # type: ignore[misc]
+            return _by_chunks(lambda *v: pull(v), V, chunk), aux
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at_: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """One dual forward pass per chunk, which also records the reverse graph."""
+        parts: list[Blocks] = []
+        with torch.no_grad():
+            params = _values(at_)
+            for columns in chunks(V[0].shape[0], chunk):
+                v = at(V, columns)
+                outputs, pull, (U, on_the_way) = vjp(  # type: ignore[misc]
+                    lambda *p, v=v: _dual(f, p, v), *params, has_aux=True
+                )
+                W, aux = middle(outputs, list(U))
+                parts.append(_map(lambda *w, pull=pull: pull(w), W))
+        return concatenate(parts), (*on_the_way, *aux)
+
+    def jvp(
+        self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
+    ) -> Blocks:
+        """Forward mode."""
+        with torch.no_grad():
+            params = _values(at_)
+
+            def push(*v: Tensor) -> Any:
+                return jvp(lambda *p: f(p)[0], params, v)[1]
+
+            return _by_chunks(push, V, chunk)
+
+    def vjp(
+        self, f: Differentiable, at_: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """Reverse mode on one graph."""
+        with torch.no_grad():
+            outputs, pull = vjp(  # type: ignore[misc]
+                lambda *p: f(p)[0], *_values(at_)
+            )
+            return _by_chunks(lambda *u: pull(u), U(outputs), chunk)
+
+
+def _values(at_: Parameters) -> tuple[Tensor, ...]:
+    return tuple(p.detach() for p in at_.tensors)
+
+
+def _dual(f: Differentiable, p: tuple[Tensor, ...], V: Blocks) -> Any:
+    """``f(p)`` and, not to be differentiated, ``J V`` ``[K, *m_i]`` and what f adds."""
+
+    def push(*v: Tensor) -> Any:
+        return jvp(lambda *q: f(q), p, v, has_aux=True)
+
+    if V[0].shape[0] == 1:
+        outputs, U, aux = push(*(v[0] for v in V))
+        return outputs, (tuple(u[None] for u in U), aux)
+    # the primal does not depend on v: it is computed once for all columns
+    columns = vmap(push, out_dims=(None, 0, None))  # type: ignore[arg-type]
+    outputs, U, aux = columns(*V)
+    return outputs, (U, aux)
+
+
+def _by_chunks(fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
+    return concatenate([_map(fn, at(V, c)) for c in chunks(V[0].shape[0], chunk)])
+
+
+def _map(fn: Callable[..., Any], V: Blocks) -> Blocks:
+    """``fn`` of each column; vmap only pays for more than one."""
+    if V[0].shape[0] == 1:
+        return [out[None] for out in fn(*(v[0] for v in V))]
+    return list(vmap(fn)(*V))

@@ -1,0 +1,191 @@
+"""Blocks: a vector or matrix as one tensor or as blocks, in and out in the same form.
+
+A *block space* is a tuple of shapes. A matrix with ``K`` columns over it is a list of
+blocks ``[*n_i, K]``. Users hand in tensors, sequences or mappings, with or without the
+column axis; :func:`read` turns each into blocks and a :class:`Form`, and
+:func:`Form.write` turns blocks back into what the user handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Size, Tensor
+
+Blocks = list[Tensor]
+Side = Literal["right", "left"]
+Vector = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A product of tensor shapes, optionally with a name for each.
+
+    Attributes:
+        shapes: One shape per block.
+        names: One name per block, or ``None``.
+    """
+
+    shapes: tuple[Size, ...]
+    names: tuple[str, ...] | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each block."""
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def dim(self) -> int:
+        """Number of entries over all blocks."""
+        return sum(self.sizes)
+
+    def index(self, name: str) -> slice:
+        """Flat positions of the block with this name.
+
+        Raises:
+            ValueError: If no block has this name.
+        """
+        if self.names is None or name not in self.names:
+            known = "blocks have no names" if self.names is None else list(self.names)
+            raise ValueError(f"Expected the name of a block ({known}), got {name!r}.")
+        i = self.names.index(name)
+        start = sum(self.sizes[:i])
+        return slice(start, start + self.sizes[i])
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form in which a vector or matrix was handed in.
+
+    Attributes:
+        kind: One tensor, a list, a tuple, or a mapping of blocks.
+        is_vector: Whether the column axis was missing.
+        side: Whether columns come last (``A @ x``) or rows first (``x @ A``).
+        names: Keys of the mapping, if it was one.
+    """
+
+    kind: Literal["tensor", "list", "tuple", "dict"]
+    is_vector: bool
+    side: Side
+    names: tuple[str, ...] | None = None
+
+    def write(self, blocks: Blocks, space: Space) -> Vector:
+        """Turn blocks ``[*m_i, K]`` over ``space`` into this form."""
+        if self.is_vector:
+            blocks = [b.squeeze(-1) for b in blocks]
+        else:
+            blocks = [b.movedim(-1, 0) for b in blocks]  # K leads
+        if self.kind == "tensor":
+            if self.is_vector:
+                return torch.cat([b.reshape(-1) for b in blocks])
+            flat = torch.cat([b.reshape(b.shape[0], -1) for b in blocks], 1)  # [K, M]
+            return flat if self.side == "left" else flat.T
+        if not self.is_vector and self.side == "right":
+            blocks = [b.movedim(0, -1) for b in blocks]
+        if self.kind == "dict":
+            names = space.names or self.names or ()
+            return dict(zip(names, blocks, strict=True))
+        return tuple(blocks) if self.kind == "tuple" else blocks
+
+
+def read(x: Vector, space: Space, side: Side = "right") -> tuple[Blocks, Form]:
+    """Turn what the user handed in into blocks ``[*n_i, K]`` and remember its form.
+
+    Args:
+        x: A tensor ``[N]`` or ``[N, K]`` (from the left ``[K, N]``), a sequence of
+            blocks ``[*n_i]`` or ``[*n_i, K]`` (from the left ``[K, *n_i]``), or a
+            mapping from block names to such blocks.
+        space: The block space that ``x`` must belong to.
+        side: Which side of the operator ``x`` stands on.
+
+    Returns:
+        The blocks, with the column axis last, and the form. A matrix given as one
+        tensor is copied once, so that every column is contiguous.
+
+    Raises:
+        TypeError: If ``x`` is none of the accepted kinds.
+        ValueError: If a shape, the number of blocks or the names do not fit.
+    """
+    if isinstance(x, Tensor):
+        return _read_tensor(x, space, side)
+    if isinstance(x, Mapping):
+        return _read_mapping(x, space, side)
+    if isinstance(x, list | tuple):
+        blocks, is_vector = _read_sequence(x, space, side)
+        return blocks, Form("tuple" if isinstance(x, tuple) else "list", is_vector, side)
+    raise TypeError(
+        "Expected a tensor, a list or tuple of tensors, a dict of tensors or an "
+        f"operator, got {type(x).__name__}. Convert a NumPy array with "
+        "torch.from_numpy, or use .to_scipy()."
+    )
+
+
+def _read_tensor(x: Tensor, space: Space, side: Side) -> tuple[Blocks, Form]:
+    N = space.dim
+    axis = 0 if side == "right" else -1
+    if x.ndim not in (1, 2) or x.shape[axis] != N:
+        matrix = f"({N}, K)" if side == "right" else f"(K, {N})"
+        raise ValueError(
+            f"Expected shape ({N},) or {matrix}, got {tuple(x.shape)}: the operator "
+            f"needs {N} entries per vector."
+        )
+    is_vector = x.ndim == 1
+    rows = x[None] if is_vector else (x.T if side == "right" else x)
+    rows = rows.contiguous()  # the one copy: columns contiguous for autograd
+    blocks = [
+        b.reshape(-1, *shape).movedim(0, -1)
+        for b, shape in zip(rows.split(space.sizes, 1), space.shapes, strict=True)
+    ]
+    return blocks, Form("tensor", is_vector, side)
+
+
+def _read_mapping(x: Mapping[str, Tensor], space: Space, side: Side) -> tuple[Blocks, Form]:
+    if space.names is None:
+        raise TypeError(
+            "Expected a tensor or a list of blocks, got a dict: the blocks of this "
+            "operator have no names."
+        )
+    missing = [name for name in space.names if name not in x]
+    foreign = [name for name in x if name not in space.names]
+    if missing or foreign:
+        raise ValueError(
+            f"Expected the keys {list(space.names)}, got {list(x)} (missing: "
+            f"{missing}, not known: {foreign})."
+        )
+    blocks, is_vector = _read_sequence([x[name] for name in space.names], space, side)
+    return blocks, Form("dict", is_vector, side, space.names)
+
+
+def _read_sequence(x: Sequence[Tensor], space: Space, side: Side) -> tuple[Blocks, bool]:
+    for i, b in enumerate(x):
+        if not isinstance(b, Tensor):
+            raise TypeError(
+                f"Expected blocks that are tensors, got {type(b).__name__} at position {i}."
+            )
+    if len(x) != len(space.shapes):
+        raise ValueError(
+            f"Expected {len(space.shapes)} blocks of shapes {_show(space.shapes)}, got "
+            f"{len(x)}."
+        )
+    got = [b.shape for b in x]
+    if all(b == n for b, n in zip(got, space.shapes, strict=True)):
+        return [b.unsqueeze(-1) for b in x], True
+    K = {b[-1 if side == "right" else 0] for b in got if len(b) > 0}
+    if len(K) == 1:
+        (k,) = K
+        if side == "right" and got == [Size((*n, k)) for n in space.shapes]:
+            return list(x), False
+        if side == "left" and got == [Size((k, *n)) for n in space.shapes]:
+            return [b.movedim(0, -1) for b in x], False
+    where = "a trailing K" if side == "right" else "a leading K"
+    raise ValueError(
+        f"Expected blocks of shapes {_show(space.shapes)}, each with the same {where} "
+        f"for a matrix, got {_show(got)}."
+    )
+
+
+def _show(shapes: Sequence[Size]) -> str:
+    return "[" + ", ".join(str(tuple(s)) for s in shapes) + "]"
