@@ -1,6 +1,6 @@
 """Curvature matrices of neural networks as linear operators."""
 
-# from curvop import functional
+from curvop import functional
 from curvop._version import __version__
 from curvop.curvature import (
     CurvatureLinearOperator,
@@ -11,8 +11,7 @@ from curvop.curvature import (
     NonDeterministicError,
     TransposedJacobianLinearOperator,
 )
-
-# from curvop.estimate import Estimate
+from curvop.estimate import Estimate
 from curvop.operators import (
     BlockDiagonalLinearOperator,
     DenseLinearOperator,
@@ -31,7 +30,7 @@ __all__ = [
     "DenseLinearOperator",
     "DiagonalLinearOperator",
     "EFLinearOperator",
-    # "Estimate",
+    "Estimate",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "IdentityLinearOperator",
@@ -44,5 +43,5 @@ __all__ = [
     "as_operator",
     "assume_psd",
     "assume_symmetric",
-    # "functional",
+    "functional",
 ]

@@ -6,8 +6,8 @@ import copy
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from curvop.operators.layout import Blocks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from curvop.curvature.linearization import LinearizedLinearOperator
 
 
 class CurvatureLinearOperator(LinearOperator):
@@ -123,10 +125,59 @@ class CurvatureLinearOperator(LinearOperator):
         self._ways = candidates(differentiation, self._parameters)
         if check_deterministic:
             with surroundings(self._data):
-                self._verify_loss()
                 self._ways = check(self)
 
+    def linearize(
+        self,
+        memory_budget: int | None = None,
+        *,
+        num_products: int = 100,
+        batch_size: int | None = None,
+    ) -> LinearizedLinearOperator:
+        """The same matrix, with the work of a data pass kept for many products.
+
+        The product is recorded once per shape of batch and split: what depends on
+        parameters and data only runs once and is kept, what depends on the vector is
+        replayed. Small batches are put together. Models that cannot be recorded keep
+        autograd's graphs instead. The first product is compared with the operator's own.
+        The operator itself keeps nothing; the value that is returned holds the data.
+
+        Args:
+            memory_budget: Bytes to keep at most, beyond parameters and data; what does
+                not fit is recomputed at each product. By default everything is kept.
+            num_products: Number of products to come. Recording is chosen only when they
+                repay it.
+            batch_size: Number of data up to which batches are put together; 256 by
+                default.
+
+        Returns:
+            An operator with ``nbytes()``. It refuses to multiply once a parameter has
+            been changed in place.
+
+        Raises:
+            ValueError: If the data does not fit; see the class.
+
+        >>> import torch
+        >>> from curvop import HessianLinearOperator
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
+        >>> H = HessianLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
+        >>> H.linearize() @ torch.tensor([1.0, 1.0])
+        tensor([12.,  0.])
+        """
+        from curvop.curvature.linearization import linearize
+
+        return linearize(
+            self,
+            memory_budget=memory_budget,
+            num_products=num_products,
+            batch_size=batch_size,
+        )
+
     # ---------------------------------------------------- what subclasses do
+
+    # whether a recorded product is forward over reverse: smaller for Hessians
+    _forward_over_reverse: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod
@@ -188,25 +239,43 @@ class CurvatureLinearOperator(LinearOperator):
         return total_divisor(self._loss.reduction, share)
 
     def _sum_over_batches(
-        self, V: Blocks
+        self, V: Blocks, *, verify: bool = False
     ) -> tuple[list[Tensor], tuple[Differentiation, ...]]:
         """Summed product, loss and divisor over all batches and ranks.
 
+        Args:
+            V: What to multiply onto, ``[K, *n_i]``.
+            verify: Whether to check on each batch what was assumed about the loss.
+
         Returns:
             The sums, and the ways to differentiate that remain: the first one worked.
+        """
+        batches = self._data.batches(f"{type(self).__name__} @")
+        if verify and not self._loss.is_trusted:
+            batches = self._verified(batches)
+        sums, op = self._sum_over(batches, V)
+        return all_reduce(sums, self._process_group), op._ways
+
+    def _sum_over(
+        self, batches: Iterable[tuple[Any, Any]], V: Blocks
+    ) -> tuple[list[Tensor], CurvatureLinearOperator]:
+        """Summed product, loss and divisor of these batches.
+
+        Returns:
+            The sums, and the operator that knows which way to differentiate works.
         """
         wide = torch.promote_types(self.dtype, torch.float32)  # sums of half precision
         sums = [torch.zeros_like(v, dtype=wide) for v in V]
         loss = torch.zeros((), dtype=wide, device=self.device)
         share = torch.zeros((), dtype=torch.float64, device=self.device)
-        op = self
-        for X, y in self._data.batches(f"{type(self).__name__} @"):
+        op: CurvatureLinearOperator = self
+        for X, y in batches:
             op, (product, (batch_loss, batch_share)) = op._matmat_one(X, y, V)
             for total, part in zip(sums, product, strict=True):
                 total += part
             loss += batch_loss
             share += batch_share
-        return all_reduce([*sums, loss, share], self._process_group), op._ways
+        return [*sums, loss, share], op
 
     def _matmat_one(
         self, X: Any, y: Any, V: Blocks
@@ -240,14 +309,12 @@ class CurvatureLinearOperator(LinearOperator):
         other.__dict__.update(fields)
         return other
 
-    def _verify_loss(self) -> None:
-        """Check on the first batch what was assumed about a loss that is not torch's."""
-        if self._loss.is_trusted:
-            return
-        X, y = next(self._data.batches("first batch"), (None, None))
-        if X is not None:
+    def _verified(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """The batches, each after a check of what was assumed about the loss."""
+        for X, y in batches:
             with torch.no_grad():
                 self._loss.verify(self._predict(self._parameters.tensors, X), y)
+            yield X, y
 
 
 def _as_blocks(block_sizes: Sequence[int] | None, n: int) -> tuple[slice, ...]:

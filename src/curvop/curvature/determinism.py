@@ -58,7 +58,7 @@ def check_deterministic(
     """
     v = probe([p.detach()[None] for p in op._parameters.tensors])
     v = [b.to(op.dtype) for b in v]
-    first, ways = op._sum_over_batches(v)
+    first, ways = op._sum_over_batches(v, verify=True)
     settled = op._with(_ways=ways)
     settled._divisor(*first[-2:])
     second, _ = settled._sum_over_batches(v)

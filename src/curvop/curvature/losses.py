@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvop.curvature import nested
+from curvop.curvature.composed_losses import composed
 from curvop.curvature.reduction import (
     Divisor,
     batch_divisor,
@@ -103,6 +104,18 @@ def as_loss(loss_func: Any, reduction: str | Divisor | None = None) -> Loss:
             "Expected a loss: a torch loss module or a callable (prediction, y) -> "
             f"scalar, got {type(loss_func).__name__}."
         )
+    loss = _understood(loss_func, reduction)
+    return replace(
+        loss,
+        total=composed(loss.total),
+        terms=None if loss.terms is None else composed(loss.terms),
+        divisor=composed(loss.divisor),
+    )
+
+
+def _understood(loss_func: Any, reduction: str | Divisor | None) -> Loss:
+    """The user's loss with the kernels that the user chose."""
+    _refuse_legacy_arguments(loss_func)
     told = _told_reduction(loss_func)
     if callable(reduction):
         return _with_divisor(loss_func, reduction)
@@ -129,6 +142,16 @@ def as_loss(loss_func: Any, reduction: str | Divisor | None = None) -> Loss:
     if reduced is None:
         return _opaque(loss_func, name)
     return _transparent(loss_func, name, reduced)
+
+
+def _refuse_legacy_arguments(loss_func: Any) -> None:
+    """The arguments that ``reduction`` replaced overrule it, hence hide what is done."""
+    legacy = {"size_average", "reduce"} & set(getattr(loss_func, "keywords", ()))
+    if legacy:
+        raise ValueError(
+            f"Expected a loss with reduction=, got the deprecated {sorted(legacy)}. Say "
+            "reduction='mean' or reduction='sum' instead."
+        )
 
 
 def _told_reduction(loss_func: Any) -> str | None:
@@ -206,7 +229,7 @@ def _transparent(
                 f"{_name(loss_func)} returns a scalar for reduction='none'. Give a loss "
                 "that honours it, or one without a reduction argument or attribute."
             )
-        value, Z = loss_func(prediction, y), divisor(prediction, y)
+        value, Z = reduced(reduction)(prediction, y), divisor(prediction, y)
         expected = t.sum() if reduction == "sum" else t.sum() / Z
         if not _close(value, expected):
             raise ValueError(
@@ -264,7 +287,11 @@ def _with_divisor(
     """A mean of which the user says what it divides by."""
 
     def total(prediction: Any, y: Any) -> Tensor:
-        return loss_func(prediction, y) * divisor(prediction, y)
+        Z = divisor(prediction, y)
+        if not Z:  # a mean over nothing is NaN; it adds nothing
+            outputs = nested.differentiable(prediction)
+            return torch.stack([0 * t.sum() for t in outputs]).sum()
+        return loss_func(prediction, y) * Z
 
     reducer = _reducer(loss_func)
     terms = None if reducer is None else reducer("none")
@@ -279,8 +306,9 @@ def _num_examples(prediction: Any) -> int:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    return bool((a - b).abs() <= 1e-3 * (a.abs() + b.abs()) + 1e-12)
+    rounding = max(1e-3, 4 * torch.finfo(a.dtype).eps)
+    a, b = a.double(), b.double()
+    return bool(torch.isclose(a, b, rtol=rounding, atol=1e-12, equal_nan=True))
 
 
 def _trust(prediction: Any, y: Any) -> None:

@@ -58,3 +58,14 @@ def refill(x: Any, found: Sequence[Tensor]) -> Any:
     """``x`` with its floating-point tensors replaced, in order."""
     values = iter(found)
     return map_tensors(lambda t: next(values) if t.is_floating_point() else t, x)
+
+
+def structure(x: Any) -> Any:
+    """What remains of ``x`` without its tensors: equal for two of the same form."""
+    if isinstance(x, Tensor):
+        return Tensor
+    if isinstance(x, Mapping):
+        return type(x), tuple((key, structure(value)) for key, value in x.items())
+    if isinstance(x, list | tuple):
+        return type(x), tuple(structure(value) for value in x)
+    return x

@@ -9,9 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from curvop.curvature.buffers import copied_buffers, modules_in
+from curvop.curvature.substitution import (
+    buffer_slots,
+    copied,
+    modules_in,
+    parameter_slots,
+    substituted,
+)
 from curvop.operators.layout import Space
 
 Model = Callable[[Sequence[Tensor], Any], Any]  # (parameters, X) -> prediction
@@ -27,12 +32,14 @@ class Parameters:
         model: ``(parameters, X) -> prediction``; leaves buffers as they are.
         functional: Whether ``model`` honours the parameters that it is handed. A closure
             over the parameters does not: it can only be differentiated in place.
+        watched: All tensors that the model is known to compute with.
     """
 
     tensors: tuple[Tensor, ...]
     names: tuple[str, ...] | None
     model: Model
     functional: bool
+    watched: tuple[Tensor, ...] = ()
 
     @property
     def space(self) -> Space:
@@ -66,6 +73,7 @@ class Parameters:
             None if self.names is None else self.names[block],
             model,
             self.functional,
+            self.watched,
         )
 
     @contextmanager
@@ -125,9 +133,11 @@ def as_parameters(
             return model_func(dict(zip(keys, p, strict=True)), X)
 
     modules = modules_in(model_func)
+    buffers = buffer_slots(modules)
+    held = [p for m in modules for p in (*m.parameters(), *m.buffers())]
 
     def clean(p: Sequence[Tensor], X: Any) -> Any:
-        with copied_buffers(modules):
+        with copied(buffers):  # forward may write running statistics
             return model(p, X)
 
     return Parameters(
@@ -135,6 +145,7 @@ def as_parameters(
         None if names is None else tuple(names),
         clean,
         functional=isinstance(model_func, nn.Module) or keys is not None,
+        watched=tuple({id(t): t for t in [*values, *held]}.values()),
     )
 
 
@@ -157,9 +168,16 @@ def _of_module(
             )
         names.append(name)
 
+    position = {id(everything[name]): i for i, name in enumerate(names)}
+    places = parameter_slots(module)
+    slots = [slot for slot, _ in places]
+
     def model(p: Sequence[Tensor], X: Any) -> Any:
-        frozen = {name: q.detach() for name, q in everything.items()}
-        return functional_call(module, frozen | dict(zip(names, p, strict=True)), (X,))
+        tensors = [
+            p[position[id(q)]] if id(q) in position else q.detach() for _, q in places
+        ]
+        with substituted(slots, tensors):
+            return module(X)
 
     return keys or names, model
 

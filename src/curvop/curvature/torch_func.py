@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp, vmap
 
 from curvop.curvature.columns import ChunkSize, at, chunks
@@ -19,6 +20,7 @@ from curvop.curvature.differentiation import (
     concatenate,
     only_tensor,
 )
+from curvop.curvature.graph import gradient, pull
 from curvop.curvature.parameters import Parameters
 from curvop.operators.layout import Blocks
 
@@ -43,6 +45,8 @@ class TorchFunc:
         InstanceNorm: vmap decomposes their backward with the statistics as constants
         (pytorch/functorch#534). vmap(vjp(grad)) is right.
         """
+        if V[0].shape[0] == 1:
+            return _hessian_of_one(f, at_, V)
 
         def scalar(*p: Tensor) -> tuple[Tensor, Aux]:
             outputs, aux = f(p)
@@ -63,6 +67,8 @@ class TorchFunc:
         chunk: ChunkSize,
     ) -> tuple[Blocks, Aux]:
         """One dual forward pass per chunk, which also records the reverse graph."""
+        if V[0].shape[0] == 1:
+            return _sandwich_of_one(f, at_, V, middle)
         parts: list[Blocks] = []
         with torch.no_grad():
             params = _values(at_)
@@ -96,6 +102,33 @@ class TorchFunc:
                 lambda *p: f(p)[0], *_values(at_)
             )
             return _by_chunks(lambda *u: pull(u), U(outputs), chunk)
+
+
+def _hessian_of_one(f: Differentiable, at_: Parameters, v: Blocks) -> tuple[Blocks, Aux]:
+    """One column needs no vmap, hence none of functorch's layers: plain autograd."""
+    with torch.enable_grad(), at_.leaves() as params:
+        outputs, aux = f(params)
+        g = gradient(only_tensor(outputs), params)
+        return pull(g, params, v, keep=False), aux
+
+
+def _sandwich_of_one(
+    f: Differentiable, at_: Parameters, v: Blocks, middle: Middle
+) -> tuple[Blocks, Aux]:
+    """One column: dual numbers forward, plain autograd back."""
+    with forward_ad.dual_level(), torch.enable_grad(), at_.leaves() as params:
+        duals = [forward_ad.make_dual(p, t[0]) for p, t in zip(params, v, strict=True)]
+        outputs, on_the_way = f(duals)
+        pairs = [forward_ad.unpack_dual(o) for o in outputs]
+        primals = tuple(p.primal for p in pairs)
+        U = [
+            (torch.zeros_like(p.primal) if p.tangent is None else p.tangent.detach())[None]
+            for p in pairs
+        ]
+        on_the_way = tuple(forward_ad.unpack_dual(a).primal.detach() for a in on_the_way)
+    with torch.enable_grad():
+        W, aux = middle(tuple(p.detach() for p in primals), U)
+        return pull(primals, params, W, keep=False), (*on_the_way, *aux)
 
 
 def _values(at_: Parameters) -> tuple[Tensor, ...]:

@@ -1,0 +1,110 @@
+"""Double backward over graphs that are kept from product to product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvop.curvature.columns import ChunkSize
+from curvop.curvature.differentiation import (
+    Aux,
+    Cotangents,
+    Differentiable,
+    Middle,
+    Outputs,
+    apply_each,
+    only_tensor,
+)
+from curvop.curvature.graph import gradient, in_graph, pull
+from curvop.curvature.parameters import Parameters
+from curvop.operators.layout import Blocks
+
+
+class KeptGraph:
+    """The derivatives of one batch, whose graphs are built at the first product.
+
+    A product asks for the same derivatives in the same order each time; the graphs are
+    kept in this order. For any op and any callable, like double backward itself.
+    """
+
+    name = "kept graph"
+
+    def __init__(self) -> None:
+        self._graphs: list[Any] = []
+        self._turn = 0
+
+    def product(self, multiply: Callable[[], Blocks]) -> Blocks:
+        """Run a product that differentiates with this object."""
+        self._turn = 0
+        return multiply()
+
+    def _once(self, build: Callable[[], Any]) -> Any:
+        if self._turn == len(self._graphs):
+            self._graphs.append(build())
+        self._turn += 1
+        return self._graphs[self._turn - 1]
+
+    def hessian(
+        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
+    ) -> tuple[Blocks, Aux]:
+        """Second backward pass through the gradient."""
+
+        def build() -> tuple[Outputs, Outputs, Aux]:
+            outputs, aux = f(params)
+            return gradient(only_tensor(in_graph(outputs, at)), params), params, aux
+
+        with torch.enable_grad(), at.leaves() as params:
+            g, leaves, aux = self._once(build)
+            return apply_each(lambda v: pull(g, leaves, v), V), aux
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """``J v`` by transposing the graph of ``u ↦ Jᵀ u``, ``Jᵀ`` by reverse mode."""
+
+        def build() -> tuple[Outputs, Outputs, Outputs, Outputs, Aux]:
+            outputs, on_the_way = f(params)
+            in_graph(outputs, at)
+            u = tuple(torch.zeros_like(o).requires_grad_() for o in outputs)
+            return outputs, u, _transposed(outputs, params, u), params, on_the_way
+
+        with torch.enable_grad(), at.leaves() as params:
+            outputs, u, Jt_u, leaves, on_the_way = self._once(build)
+            U = apply_each(lambda v: pull(Jt_u, u, v), V)
+            W, aux = middle(tuple(o.detach() for o in outputs), U)
+            product = apply_each(lambda w: pull(outputs, leaves, w), W)
+            return product, (*on_the_way, *aux)
+
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
+        """As in :meth:`sandwich`."""
+        raise NotImplementedError
+
+    def vjp(
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """Reverse mode."""
+        raise NotImplementedError
+
+
+def _transposed(outputs: Outputs, params: Outputs, u: Outputs) -> tuple[Tensor, ...]:
+    """``Jᵀ u`` as a graph over ``u``."""
+    used = [(o, c) for o, c in zip(outputs, u, strict=True) if o.requires_grad]
+    if not used:
+        return tuple(torch.zeros_like(p) for p in params)
+    outs, cotangents = zip(*used, strict=True)
+    return torch.autograd.grad(
+        outs,
+        params,
+        cotangents,
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )

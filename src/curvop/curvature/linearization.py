@@ -1,0 +1,273 @@
+"""A curvature matrix linearised once, for many products."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from curvop.curvature import nested
+from curvop.curvature.columns import leading, trailing
+from curvop.curvature.determinism import probe, tolerance
+from curvop.curvature.distributed import all_reduce
+from curvop.curvature.kept_graph import KeptGraph
+from curvop.curvature.merging import Batch, merge
+from curvop.curvature.replay import Replay
+from curvop.curvature.surroundings import surroundings
+from curvop.curvature.tracing import Recordable, bind, record
+from curvop.operators.base import LinearOperator
+from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+
+# Recording takes about as long as this many products.
+REPAYS = 10
+# Small batches are merged up to this many data: Python overhead is negligible there.
+MERGED = 256
+
+Piece = Callable[[Blocks], Blocks]  # the product of one batch, [K, *n_i] -> [K, *n_i]
+
+
+@final
+class LinearizedLinearOperator(LinearOperator):
+    """The same matrix as a curvature operator, with the work of a data pass kept.
+
+    Made by :meth:`CurvatureLinearOperator.linearize`.
+    """
+
+    def __init__(
+        self, op: CurvatureLinearOperator, pieces: Sequence[Piece], Z: Tensor, nbytes: int
+    ) -> None:
+        super().__init__(
+            op._domain,
+            op._codomain,
+            dtype=op.dtype,
+            device=op.device,
+            symmetric=op.symmetric,
+            psd=op.psd,
+        )
+        self._op = op
+        self._pieces = tuple(pieces)
+        self._Z = Z
+        self._nbytes = nbytes
+        self._versions = _versions(op._parameters.watched)
+
+    def nbytes(self) -> int:
+        """Bytes that are kept beyond parameters and data."""
+        return self._nbytes
+
+    def _matmat(self, M: Blocks) -> Blocks:
+        if _versions(self._op._parameters.watched) != self._versions:
+            raise ValueError(
+                "The parameters (or buffers) of the model have changed since the operator "
+                "was linearised: it would answer for the old ones. Call linearize() again."
+            )
+        V = leading(M)
+        if V[0].shape[0] == 0:
+            return M
+        tensors = self._op._parameters.tensors
+        V = [v.to(p.dtype) for v, p in zip(V, tensors, strict=True)]
+        bar = tqdm(self._pieces, "linearised @", disable=not self._op._data.progressbar)
+        sums = _sum((piece(V) for piece in bar), V, self.dtype)
+        sums = all_reduce(sums, self._op._process_group)
+        return trailing([(b / self._Z).to(self.dtype) for b in sums])
+
+    def _transpose(self) -> LinearOperator:
+        return self
+
+
+def linearize(
+    op: CurvatureLinearOperator,
+    *,
+    memory_budget: int | None,
+    num_products: int,
+    batch_size: int | None,
+) -> LinearizedLinearOperator:
+    """Implements :meth:`CurvatureLinearOperator.linearize`."""
+    v = [b.to(op.dtype) for b in probe([p.detach()[None] for p in op._parameters.tensors])]
+    with surroundings(op._data):
+        batches = list(op._data.batches("linearize"))
+        local, op = op._sum_over(batches, v)
+        Z = op._divisor(*all_reduce(local[-2:], op._process_group))
+        # whatever the route: its first product must be the one just computed
+        right = local[:-2]
+        reason = "fewer products than recording costs"
+        if num_products >= REPAYS and op._parameters.functional:
+            try:
+                pieces, nbytes = _recorded(op, batches, memory_budget, batch_size)
+                _verify(pieces, v, right)
+                return LinearizedLinearOperator(op, pieces, Z, nbytes)
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(
+                    f"The product cannot be recorded ({reason}). The linearised operator "
+                    "keeps autograd's graphs instead.",
+                    stacklevel=3,
+                )
+        pieces, nbytes = _graphs(op, batches, v, memory_budget)
+        _verify(pieces, v, right)
+    return LinearizedLinearOperator(op, pieces, Z, nbytes)
+
+
+def _recorded(
+    op: CurvatureLinearOperator,
+    batches: Sequence[Batch],
+    budget: int | None,
+    batch_size: int | None,
+) -> tuple[list[Piece], int]:
+    """Replays of a recorded product, one recording for each shape of batch."""
+    batches = _merged(op, batches, batch_size)
+    params = [p.detach() for p in op._parameters.tensors]
+    replays: dict[Any, Replay] = {}
+    pieces: list[Piece] = []
+    seen = {t.untyped_storage().data_ptr() for t in [*params, *nested.tensors(batches)]}
+    total = 0
+    for X, y in batches:
+        data = list(nested.tensors((X, y)))
+        key = (nested.structure((X, y)), tuple((t.shape, t.dtype) for t in data))
+        if key not in replays:
+            replays[key] = _record(op, X, y, params, data)
+        replay, static = replays[key], (*params, *data)
+        kept = replay.prepare(static)
+        new = _storages(kept, besides=seen)
+        if budget is not None and total + sum(new.values()) > budget:
+            pieces.append(replay.from_scratch(static))
+            continue
+        seen |= new.keys()
+        total += sum(new.values())
+        pieces.append(replay.with_kept(kept))
+    return pieces, total
+
+
+def _record(
+    op: CurvatureLinearOperator, X: Any, y: Any, params: list[Tensor], data: list[Tensor]
+) -> Replay:
+    """Record the product of one batch as a function of parameters, data and vector."""
+    n, d = len(params), len(data)
+    moving = [
+        b[0].to(p) for b, p in zip(probe([p[None] for p in params]), params, strict=True)
+    ]
+
+    def product(*tensors: Tensor, forward: bool) -> list[Tensor]:
+        fresh = iter(tensors[n : n + d])
+        inputs, targets = nested.map_tensors(lambda _: next(fresh), (X, y))
+        bound = op._with(
+            _ways=(Recordable(forward),), _parameters=bind(op._parameters, tensors[:n])
+        )
+        V = [v[None] for v in tensors[n + d :]]
+        return [b[0] for b in bound._matmat_blocks(inputs, targets, V)[0]]
+
+    static = [*params, *data]
+    if op._forward_over_reverse:
+        try:
+            forward = lambda *t: product(*t, forward=True)  # noqa: E731
+            return Replay(record(forward, static, moving))
+        except (RuntimeError, NotImplementedError):
+            pass  # the gradient of the loss has no forward mode (mse_loss in torch 2.13)
+    return Replay(record(lambda *t: product(*t, forward=False), static, moving))
+
+
+def _merged(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], batch_size: int | None
+) -> Sequence[Batch]:
+    """Batches put together, unless that changes the matrix (batch statistics do)."""
+    larger = merge(batches, MERGED if batch_size is None else batch_size)
+    if len(larger) == len(batches):
+        return batches
+    return larger
+
+
+def _graphs(
+    op: CurvatureLinearOperator,
+    batches: Sequence[Batch],
+    v: Blocks,
+    budget: int | None,
+) -> tuple[list[Piece], int]:
+    """Double backward with autograd's graphs kept, as far as the budget allows."""
+    pieces: list[Piece] = []
+    total = 0
+    known = {p.untyped_storage().data_ptr() for p in op._parameters.tensors}
+    known |= {t.untyped_storage().data_ptr() for t in nested.tensors(list(batches))}
+    for X, y in batches:
+        saved: dict[int, int] = {}
+
+        def note(t: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved.update(_storages([t], besides=known))
+            return t
+
+        piece = _graph_piece(op, X, y, KeptGraph())
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            piece(v)
+        if budget is not None and total + sum(saved.values()) > budget:
+            piece = _scratch_piece(op, X, y)
+        else:
+            total += sum(saved.values())
+        pieces.append(piece)
+    return pieces, total
+
+
+def _graph_piece(op: CurvatureLinearOperator, X: Any, y: Any, kept: KeptGraph) -> Piece:
+    bound = op._with(_ways=(kept,))
+
+    def piece(V: Blocks) -> Blocks:
+        with surroundings(op._data):
+            return kept.product(lambda: bound._matmat_blocks(X, y, V)[0])
+
+    return piece
+
+
+def _scratch_piece(op: CurvatureLinearOperator, X: Any, y: Any) -> Piece:
+    def piece(V: Blocks) -> Blocks:
+        with surroundings(op._data):
+            return op._matmat_blocks(X, y, V)[0]
+
+    return piece
+
+
+def _verify(pieces: Sequence[Piece], v: Blocks, right: Sequence[Tensor]) -> None:
+    """The first product must agree with the operator's own.
+
+    Raises:
+        RuntimeError: If it does not.
+    """
+    dtype = right[0].dtype
+    got = _sum((piece(v) for piece in pieces), v, dtype)
+    scale = max(float(b.abs().max()) for b in right)
+    error = max(float((a - b).abs().max()) for a, b in zip(got, right, strict=True))
+    if not error <= tolerance(dtype) * scale:
+        raise RuntimeError(
+            f"the linearised product is off by {error / scale:.1e} relative: its batches "
+            "cannot be merged or its graph not be recorded"
+        )
+
+
+def _sum(parts: Any, V: Blocks, dtype: torch.dtype) -> list[Tensor]:
+    """Sum of the pieces' products, in at least single precision."""
+    wide = torch.promote_types(dtype, torch.float32)
+    sums: list[Tensor] | None = None
+    for part in parts:
+        if sums is None:
+            sums = [p.to(wide, copy=True) for p in part]
+        else:
+            for total, p in zip(sums, part, strict=True):
+                total += p
+    # a rank without data contributes nothing
+    return sums or [torch.zeros_like(b, dtype=wide) for b in V]
+
+
+def _storages(tensors: Sequence[Tensor], besides: set[int]) -> dict[int, int]:
+    """Bytes of each storage that is not known yet, by its address."""
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors
+    }
+    return {where: n for where, n in storages.items() if where not in besides}
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """What changes when a tensor is written to, or its data replaced."""
+    return [(t._version, t.data_ptr()) for t in tensors]

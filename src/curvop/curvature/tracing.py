@@ -1,0 +1,217 @@
+"""A product recorded once, and split into what depends on the vector and what does not.
+
+The *primal* graph depends on parameters and data only. It runs once per batch, and its
+results are kept. The *tangent* graph takes them and a vector: it is all that is left to do
+for each product, and it is linear.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize, grad, jvp, vjp
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from curvop.curvature.columns import ChunkSize
+from curvop.curvature.differentiation import (
+    Aux,
+    Cotangents,
+    Differentiable,
+    Middle,
+    only_tensor,
+)
+from curvop.curvature.parameters import Parameters
+from curvop.operators.layout import Blocks
+
+Call = Callable[..., list[Tensor]]
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Recordable:
+    """One column by compositions that ``make_fx`` records as a graph of plain tensors.
+
+    Attributes:
+        forward: Whether the Hessian is forward over reverse, which gives the smaller
+            tangent graph. Without vmap around it, it is right through norm layers;
+            reverse over reverse serves losses whose gradient has no forward mode.
+    """
+
+    forward: bool
+    name: str = "recorded"
+
+    def hessian(
+        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
+    ) -> tuple[Blocks, Aux]:
+        """Jacobian of the gradient, forward, or backward since it is symmetric."""
+
+        def scalar(*p: Tensor) -> tuple[Tensor, Aux]:
+            outputs, aux = f(p)
+            return only_tensor(outputs), aux
+
+        v = tuple(b[0] for b in V)
+        gradient = grad(scalar, argnums=tuple(range(len(v))), has_aux=True)
+        if self.forward:
+            _, product, aux = jvp(gradient, at.tensors, v, has_aux=True)
+        else:
+            _, pull, aux = vjp(gradient, *at.tensors, has_aux=True)  # type: ignore[misc]
+            product = pull(v)
+        return [b[None] for b in product], aux
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """Forward, middle, backward; the primal that they share is merged later."""
+        outputs, U, on_the_way = jvp(  # type: ignore[misc]
+            lambda *p: f(p), at.tensors, tuple(b[0] for b in V), has_aux=True
+        )
+        W, aux = middle(outputs, [u[None] for u in U])
+        _, pull = vjp(lambda *p: f(p)[0], *at.tensors)  # type: ignore[misc]
+        return [b[None] for b in pull(tuple(w[0] for w in W))], (*on_the_way, *aux)
+
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
+        """Forward mode."""
+        v = tuple(b[0] for b in V)
+        return [u[None] for u in jvp(lambda *p: f(p)[0], at.tensors, v)[1]]
+
+    def vjp(
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """Reverse mode."""
+        outputs, pull = vjp(lambda *p: f(p)[0], *at.tensors)  # type: ignore[misc]
+        return [b[None] for b in pull(tuple(u[0] for u in U(outputs)))]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A product, recorded.
+
+    Attributes:
+        primal: ``(*static) -> kept``.
+        tangent: ``(*kept, *moving) -> results``.
+    """
+
+    primal: fx.GraphModule
+    tangent: fx.GraphModule
+
+
+def record(product: Call, static: Sequence[Tensor], moving: Sequence[Tensor]) -> Recording:
+    """Record ``product(*static, *moving)`` and split it.
+
+    Args:
+        product: Returns a list of tensors; linear in ``moving``.
+        static: Parameters and data: whatever stays between products.
+        moving: The vector.
+    """
+    with torch.no_grad():
+        # functionalize: what is written in place could not be merged or split
+        graph = make_fx(functionalize(product))(*static, *moving)
+    simplify(graph)
+    return _split(graph, len(static))
+
+
+def bind(parameters: Parameters, tensors: Sequence[Tensor]) -> Parameters:
+    """The same parameters with other values."""
+    return dataclasses.replace(parameters, tensors=tuple(tensors))
+
+
+def simplify(graph: fx.GraphModule) -> None:
+    """Drop what does nothing and merge what is computed twice, in place."""
+    nothing = {
+        aten.detach.default,
+        aten.alias.default,
+        aten.lift_fresh_copy.default,
+    }
+    views = {aten.view.default, aten._unsafe_view.default}
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        if node.target in nothing:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            continue
+        if node.target in views:
+            # strides may differ between recording, vmap and replay
+            node.target = aten.reshape.default
+        twin = seen.setdefault(_key(node), node)
+        if twin is not node:
+            node.replace_all_uses_with(twin)
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _key(node: fx.Node) -> Any:
+    """What determines the value of a node; itself where it has an effect."""
+    if node.op == "call_function" and node.is_impure():
+        return node
+    try:
+        key = (node.op, node.target, _hashable(node.args), _hashable(node.kwargs))
+        hash(key)
+    except TypeError:
+        return node
+    return key
+
+
+def _hashable(x: Any) -> Any:
+    if isinstance(x, dict):
+        return tuple((k, _hashable(v)) for k, v in sorted(x.items()))
+    if isinstance(x, list | tuple):
+        return tuple(_hashable(v) for v in x)
+    return (type(x), x)
+
+
+def _split(graph: fx.GraphModule, num_static: int) -> Recording:
+    """Cut between the nodes that depend on the vector and those that do not."""
+    nodes = list(graph.graph.nodes)
+    inputs = [n for n in nodes if n.op == "placeholder"]
+    (output,) = (n for n in nodes if n.op == "output")
+    moving = set(inputs[num_static:])
+    for n in nodes:
+        if n is not output and any(a in moving for a in n.all_input_nodes):
+            moving.add(n)
+    results = output.args[0]
+    frontier = [
+        n
+        for n in nodes
+        if n not in moving
+        and n.op not in ("output", "get_attr")
+        and (n in results or any(u in moving for u in n.users))
+    ]
+    return Recording(
+        _part(graph, inputs[:num_static], [n for n in nodes if n not in moving], frontier),
+        _part(
+            graph,
+            [*frontier, *inputs[num_static:]],
+            [n for n in nodes if n in moving or n.op == "get_attr"],
+            list(results),
+        ),
+    )
+
+
+def _part(
+    graph: fx.GraphModule,
+    inputs: list[fx.Node],
+    body: list[fx.Node],
+    outputs: list[fx.Node],
+) -> fx.GraphModule:
+    """A graph of its own for some nodes of another."""
+    part = fx.Graph()
+    copy: dict[fx.Node, fx.Node] = {n: part.placeholder(n.name) for n in inputs}
+    for n in body:
+        if n not in copy and n.op not in ("placeholder", "output"):
+            copy[n] = part.node_copy(n, copy.__getitem__)
+    part.output([copy[n] for n in outputs])
+    part.eliminate_dead_code()
+    return fx.GraphModule(graph, part)
