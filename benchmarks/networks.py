@@ -41,7 +41,10 @@ def mlp(batch_size: int = 256, num_data: int = 2048) -> Workload:
     )
     X, y = torch.randn(num_data, 784), torch.randint(0, 10, (num_data,))
     return Workload(
-        f"MLP, batches of {batch_size}", model, nn.CrossEntropyLoss(), _cut(X, y, batch_size)
+        f"MLP, batches of {batch_size}",
+        model,
+        nn.CrossEntropyLoss(),
+        _cut(X, y, batch_size),
     )
 
 
@@ -102,7 +105,10 @@ class GPT(nn.Module):
         self, vocabulary: int = 256, width: int = 128, depth: int = 4, length: int = 64
     ) -> None:
         super().__init__()
-        self.token, self.place = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.token, self.place = (
+            nn.Embedding(vocabulary, width),
+            nn.Embedding(length, width),
+        )
         self.blocks = nn.ModuleList(_Block(width, 4) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)

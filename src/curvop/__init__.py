@@ -8,6 +8,7 @@ from curvop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    LinearizedLinearOperator,
     NonDeterministicError,
     TransposedJacobianLinearOperator,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "IdentityLinearOperator",
     "JacobianLinearOperator",
     "LinearOperator",
+    "LinearizedLinearOperator",
     "LowRankLinearOperator",
     "NonDeterministicError",
     "TransposedJacobianLinearOperator",

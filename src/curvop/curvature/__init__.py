@@ -9,6 +9,7 @@ from curvop.curvature.jacobian import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
+from curvop.curvature.linearization import LinearizedLinearOperator
 
 __all__ = [
     "CurvatureLinearOperator",
@@ -16,6 +17,7 @@ __all__ = [
     "GGNLinearOperator",
     "HessianLinearOperator",
     "JacobianLinearOperator",
+    "LinearizedLinearOperator",
     "NonDeterministicError",
     "TransposedJacobianLinearOperator",
 ]

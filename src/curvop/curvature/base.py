@@ -7,7 +7,8 @@ import itertools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ class CurvatureLinearOperator(LinearOperator):
         self._chunk_size = chunk_size
         self._process_group = process_group
         self._blocks = _as_blocks(block_sizes, len(self._parameters.tensors))
-        _warn_of_batch_statistics(model_func, data)
+        _warn_of_batch_statistics(model_func, self._data)
         self._ways = candidates(differentiation, self._parameters)
         if check_deterministic:
             with surroundings(self._data):
@@ -175,9 +176,6 @@ class CurvatureLinearOperator(LinearOperator):
         )
 
     # ---------------------------------------------------- what subclasses do
-
-    # whether a recorded product is forward over reverse: smaller for Hessians
-    _forward_over_reverse: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod
@@ -323,8 +321,10 @@ def _as_blocks(block_sizes: Sequence[int] | None, n: int) -> tuple[slice, ...]:
     Raises:
         ValueError: If the sizes are not positive or do not sum to ``n``.
     """
-    sizes = [n] if block_sizes is None else list(block_sizes)
-    if any(not isinstance(s, int) or s < 1 for s in sizes) or sum(sizes) != n:
+    if block_sizes is None:
+        block_sizes = [n]
+    sizes = list(block_sizes) if isinstance(block_sizes, Iterable) else []
+    if any(not isinstance(s, Integral) or s < 1 for s in sizes) or sum(sizes) != n:
         raise ValueError(
             f"Expected block_sizes as positive integers that sum to the number of "
             f"parameters, {n}, got {block_sizes}."
@@ -333,11 +333,11 @@ def _as_blocks(block_sizes: Sequence[int] | None, n: int) -> tuple[slice, ...]:
     return tuple(slice(e - s, e) for s, e in zip(sizes, ends, strict=True))
 
 
-def _warn_of_batch_statistics(model_func: Any, data: Any) -> None:
+def _warn_of_batch_statistics(model_func: Any, data: Data) -> None:
     """Batch norm in train mode makes the risk depend on how the data is cut."""
     if not isinstance(model_func, nn.Module):
         return
-    if hasattr(data, "__len__") and len(data) == 1:
+    if data.num_batches == 1:
         return
     for name, module in model_func.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (

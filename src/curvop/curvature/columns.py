@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Literal
 
 from torch import Tensor
@@ -41,7 +42,7 @@ def check_chunk_size(size: object) -> None:
     """
     if size is None or size == "auto":
         return
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
         raise ValueError(
             "Expected chunk_size as a positive integer, 'auto', or None for all columns "
             f"at once, got {size!r}."

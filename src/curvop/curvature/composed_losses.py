@@ -38,7 +38,9 @@ def composed(loss: Callable[[Any, Any], Value]) -> Callable[[Any, Any], Value]:
 def _reduce(terms: Tensor, size_average: Any, reduce: Any, reduction: str) -> Tensor:
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    return {"none": lambda t: t, "mean": Tensor.mean, "sum": Tensor.sum}[reduction](terms)
+    if reduction == "none":
+        return terms
+    return terms.mean() if reduction == "mean" else terms.sum()
 
 
 def multi_margin_loss(
@@ -105,10 +107,8 @@ def ctc_loss(
     impossible = total < _never(total) / 2
     terms = torch.where(impossible, 0.0 if zero_infinity else torch.inf, -total)
     if reduction == "mean":
-        return (terms / sizes.clamp_min(1)).mean()
-    if reduction == "sum":
-        return terms.sum()
-    return terms if is_batch else terms[0]
+        terms = terms / sizes.clamp_min(1)
+    return _reduce(terms if is_batch else terms[0], None, None, reduction)
 
 
 def _alignments(

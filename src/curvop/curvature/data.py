@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class Data:
                 f"iterator {type(self.source).__name__}. Pass a list or a DataLoader, "
                 "for instance list(data)."
             )
-        if not isinstance(self.source, Iterable):
+        is_sequence = hasattr(self.source, "__getitem__")  # a Dataset of batches, say
+        if not isinstance(self.source, Iterable) and not is_sequence:
             raise TypeError(
                 "Expected data as an iterable of batches (X, y), got "
                 f"{type(self.source).__name__}. Wrap one batch as [(X, y)]."
@@ -52,20 +54,32 @@ class Data:
                 "batch as [(X, y)]."
             )
         if self.num_data is not None and (
-            not isinstance(self.num_data, int) or self.num_data < 1
+            not isinstance(self.num_data, Integral)
+            or isinstance(self.num_data, bool)
+            or self.num_data < 1
         ):
             raise ValueError(f"Expected a positive num_data, got {self.num_data!r}.")
-        if isinstance(self.source, Sized) and len(self.source) == 0:
+        if self.num_batches == 0:
             self._check_count(0)
+
+    @property
+    def num_batches(self) -> int | None:
+        """Number of batches, if the source tells; a loader of a stream does not."""
+        try:
+            return len(self.source)  # type: ignore[arg-type]
+        except TypeError:
+            return None
 
     @property
     def generators(self) -> tuple[object, ...]:
         """Generators that a pass over a ``DataLoader`` advances."""
-        sampler = getattr(self.source, "sampler", None)
-        return (
-            getattr(self.source, "generator", None),
-            getattr(sampler, "generator", None),
+        batch_sampler = getattr(self.source, "batch_sampler", None)
+        owners = (
+            self.source,
+            getattr(self.source, "sampler", None),
+            getattr(batch_sampler, "sampler", None),
         )
+        return tuple(getattr(owner, "generator", None) for owner in owners)
 
     def batches(self, what: str) -> Iterator[tuple[Any, Any]]:
         """One pass over the data, on the device.

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import nested
+from curvop.curvature.graph import check_used
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
     from curvop.curvature.differentiation import Differentiation
+    from curvop.curvature.jacobian import JacobianLinearOperator
     from curvop.operators.layout import Blocks
 
 
@@ -27,23 +29,24 @@ def probe(blocks: Blocks) -> Blocks:
     ]
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Relative difference that rounding in another order can make."""
-    return float(torch.finfo(dtype).eps ** 0.5) / 4
+def tolerance(*dtypes: torch.dtype) -> float:
+    """Relative difference that rounding to one of these types can make."""
+    return max(float(torch.finfo(dtype).eps ** 0.5) for dtype in dtypes) / 4
 
 
-def differ(a: Tensor, b: Tensor) -> bool:
-    """Whether two results differ by more than rounding."""
+def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
+    """Whether two results differ by more than rounding, by default that of their type."""
     scale = torch.maximum(a.abs().max(), b.abs().max())
-    return bool((a - b).abs().max() > tolerance(a.dtype) * scale)
+    rounding = tolerance(a.dtype) if rounding is None else rounding
+    return bool((a - b).abs().max() > rounding * scale)
 
 
 def check_deterministic(
     op: CurvatureLinearOperator,
 ) -> tuple[Differentiation, ...]:
-    """Multiply a fixed vector twice and compare.
+    """Multiply fixed vectors twice and compare.
 
-    The generators run on from the first pass to the second, so that dropout and
+    Two vectors: a way that supports one of them need not support several. The generators run on from the first pass to the second, so that dropout and
     shuffling show; the caller restores them.
 
     Args:
@@ -56,26 +59,44 @@ def check_deterministic(
         NonDeterministicError: If the products differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
-    v = probe([p.detach()[None] for p in op._parameters.tensors])
+    v = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
     v = [b.to(op.dtype) for b in v]
     first, ways = op._sum_over_batches(v, verify=True)
     settled = op._with(_ways=ways)
     settled._divisor(*first[-2:])
+    if not any(bool(b.any()) for b in first[:-2]):
+        check_closure(op)
     second, _ = settled._sum_over_batches(v)
-    *product, loss, share = _differences(first, second)
+    # summed in single precision at least, but computed in that of the parameters
+    rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
+    *product, loss, share = _differences(first, second, rounding)
     if any(product) or loss or share:
         raise NonDeterministicError(_diagnosis(settled, product, loss, share))
     return ways
 
 
-def _differences(first: list[Tensor], second: list[Tensor]) -> list[bool]:
+def check_closure(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:
+    """Tell a zero matrix from that of a closure over other tensors.
+
+    Raises:
+        ValueError: If the closure uses none of the parameters.
+    """
+    if op._parameters.functional:
+        return
+    for X, _ in op._data.batches("first batch"):
+        with torch.enable_grad(), op._parameters.leaves() as params:
+            check_used(op._predict(params, X), op._parameters)
+        return
+
+
+def _differences(first: list[Tensor], second: list[Tensor], rounding: float) -> list[bool]:
     """Which blocks of the product, and whether loss and divisor, differ."""
     (*a, loss_a, share_a), (*b, loss_b, share_b) = first, second
     # one scale for all blocks: a block may vanish by cancellation between batches
     scale = max(float(t.abs().max()) for t in [*a, *b])
-    bound = scale * tolerance(a[0].dtype)
+    bound = scale * rounding
     blocks = [bool((s - t).abs().max() > bound) for s, t in zip(a, b, strict=True)]
-    return [*blocks, differ(loss_a, loss_b), differ(share_a, share_b)]
+    return [*blocks, differ(loss_a, loss_b, rounding), differ(share_a, share_b)]
 
 
 def _diagnosis(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from curvop.curvature import nested
 from curvop.curvature.parameters import Parameters
 from curvop.operators.layout import Blocks
 
@@ -21,11 +24,30 @@ def in_graph(outputs: Tensors, at: Parameters) -> Tensors:
         ValueError: If a closure does not use the tensors that it was given with.
     """
     if not at.functional and not any(o.requires_grad for o in outputs):
-        raise ValueError(
-            "The model uses none of the given parameters (or detaches its prediction): "
-            "nothing to differentiate. Pass the tensors that the model is computed from."
-        )
+        raise ValueError(UNUSED)
     return outputs
+
+
+UNUSED = (
+    "The model uses none of the given parameters (or detaches its prediction): nothing to "
+    "differentiate. Pass the tensors that the model is computed from."
+)
+
+
+def check_used(prediction: Any, at: Parameters) -> None:
+    """Refuse tensors that a closure does not compute its prediction from.
+
+    Costs a backward pass: meant for when a product is zero.
+
+    Raises:
+        ValueError: If there are no others.
+    """
+    outputs = [o for o in nested.differentiable(prediction) if o.requires_grad]
+    slopes = torch.autograd.grad(
+        outputs, at.tensors, [torch.ones_like(o) for o in outputs], allow_unused=True
+    )
+    if all(slope is None for slope in slopes):
+        raise ValueError(UNUSED)
 
 
 def gradient(output: Tensor, params: Tensors) -> Tensors:

@@ -31,8 +31,6 @@ class HessianLinearOperator(CurvatureLinearOperator):
     tensor([12.,  0.])
     """
 
-    _forward_over_reverse = True
-
     @staticmethod
     def _psd_for(loss: Loss) -> bool:
         return False

@@ -11,7 +11,12 @@ from torch import Size, Tensor, nn
 
 from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import NonDeterministicError, differ, probe
+from curvop.curvature.determinism import (
+    NonDeterministicError,
+    check_closure,
+    differ,
+    probe,
+)
 from curvop.curvature.differentiation import (
     Aux,
     Differentiable,
@@ -134,20 +139,27 @@ class JacobianLinearOperator(LinearOperator):
     def _transpose(self) -> LinearOperator:
         return TransposedLinearOperator(self, self._rmatmat)
 
-    def _push(self, V: Blocks) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
-        """``J V`` batch by batch, ``[K, n, *c]``, and the ways that remain."""
+    def _push(
+        self, V: Blocks, *, pull: bool = False
+    ) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
+        """``J V`` batch by batch, ``[K, n, *c]``, and the ways that remain.
+
+        With ``pull``, only those remain that can also multiply with ``Jᵀ``.
+        """
         ways = self._ways
         pairs = zip(V, self._parameters.tensors, strict=True)
         V = [v.to(p.dtype) for v, p in pairs]
         for X, _ in self._data.batches("J @"):
-            push = partial(self._push_batch, X=X, V=V)
+            push = partial(self._push_batch, X=X, V=V, pull=pull)
             ways, part = first_that_works(ways, push)
             yield part, ways
 
-    def _push_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
+    def _push_batch(self, way: Differentiation, X: Any, V: Blocks, pull: bool) -> Tensor:
         """``J V`` of one batch, ``[K, n, *c]``."""
         f = self._function(X)
         (part,) = way.jvp(f, self._parameters, V, self._chunk_size)
+        if pull:
+            way.vjp(f, self._parameters, lambda _: [part], self._chunk_size)
         return part.to(self._dtype)
 
     def _function(self, X: Any) -> Differentiable:
@@ -169,9 +181,9 @@ class JacobianLinearOperator(LinearOperator):
 
     def _check_deterministic(self) -> Size:
         """Multiply twice; the shape of the rows."""
-        v = probe([p.detach()[None] for p in self._parameters.tensors])
+        v = probe([p.detach().expand(2, *p.shape) for p in self._parameters.tensors])
         v = [b.to(self._dtype) for b in v]
-        first = list(self._push(v))
+        first = list(self._push(v, pull=True))
         self._ways = first[-1][1]
         second = list(self._push(v))
         for i, ((a, _), (b, _)) in enumerate(zip(first, second, strict=False)):
@@ -185,6 +197,8 @@ class JacobianLinearOperator(LinearOperator):
             raise NonDeterministicError(
                 f"Two passes over the data have {len(first)} and {len(second)} batches."
             )
+        if not any(bool(part.any()) for part, _ in first):
+            check_closure(self)
         return _rows([part.shape[1:] for part, _ in first])
 
     def _count_rows(self) -> Size:
@@ -206,7 +220,8 @@ class JacobianLinearOperator(LinearOperator):
         if rows != expected if at_least is None else rows < at_least:
             raise ValueError(
                 f"Expected data with {expected} predicted numbers, as on construction, "
-                "got another number. The data has changed, or num_data is wrong."
+                f"got {rows if at_least is None else 'more'}. The data has changed, or "
+                "num_data is wrong."
             )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 # Recording takes about as long as this many products.
 REPAYS = 10
-# Small batches are merged up to this many data: Python overhead is negligible there.
-MERGED = 256
+# Small batches are merged up to this many data and bytes of activations: Python overhead
+# is negligible there, and what is larger falls out of the processor's caches.
+MERGED_ROWS = 1024
+MERGED_BYTES = 16 * 2**20
 
 Piece = Callable[[Blocks], Blocks]  # the product of one batch, [K, *n_i] -> [K, *n_i]
 
@@ -125,7 +128,7 @@ def _recorded(
     params = [p.detach() for p in op._parameters.tensors]
     replays: dict[Any, Replay] = {}
     pieces: list[Piece] = []
-    seen = {t.untyped_storage().data_ptr() for t in [*params, *nested.tensors(batches)]}
+    seen = _held(op, batches)
     total = 0
     for X, y in batches:
         data = list(nested.tensors((X, y)))
@@ -153,33 +156,29 @@ def _record(
         b[0].to(p) for b, p in zip(probe([p[None] for p in params]), params, strict=True)
     ]
 
-    def product(*tensors: Tensor, forward: bool) -> list[Tensor]:
+    def product(*tensors: Tensor) -> list[Tensor]:
         fresh = iter(tensors[n : n + d])
         inputs, targets = nested.map_tensors(lambda _: next(fresh), (X, y))
-        bound = op._with(
-            _ways=(Recordable(forward),), _parameters=bind(op._parameters, tensors[:n])
-        )
+        parameters = bind(op._parameters, tensors[:n])
+        bound = op._with(_ways=(Recordable(),), _parameters=parameters)
         V = [v[None] for v in tensors[n + d :]]
         return [b[0] for b in bound._matmat_blocks(inputs, targets, V)[0]]
 
-    static = [*params, *data]
-    if op._forward_over_reverse:
-        try:
-            forward = lambda *t: product(*t, forward=True)  # noqa: E731
-            return Replay(record(forward, static, moving))
-        except (RuntimeError, NotImplementedError):
-            pass  # the gradient of the loss has no forward mode (mse_loss in torch 2.13)
-    return Replay(record(lambda *t: product(*t, forward=False), static, moving))
+    return Replay(record(product, [*params, *data], moving))
 
 
 def _merged(
     op: CurvatureLinearOperator, batches: Sequence[Batch], batch_size: int | None
 ) -> Sequence[Batch]:
-    """Batches put together, unless that changes the matrix (batch statistics do)."""
-    larger = merge(batches, MERGED if batch_size is None else batch_size)
-    if len(larger) == len(batches):
-        return batches
-    return larger
+    """Batches put together; that it does not change the matrix is verified later."""
+    if batch_size is None and len(batches) > 1:
+        X, y = batches[0]
+        saved: dict[int, int] = {}
+        with torch.enable_grad(), _noted(saved, besides=_held(op, batches)):
+            op._predict([p.detach().requires_grad_() for p in op._parameters.tensors], X)
+        bytes_per_row = sum(saved.values()) / op._data.batch_size(X, y)
+        batch_size = min(MERGED_ROWS, int(MERGED_BYTES / max(bytes_per_row, 1)))
+    return merge(batches, batch_size or 1)
 
 
 def _graphs(
@@ -191,17 +190,11 @@ def _graphs(
     """Double backward with autograd's graphs kept, as far as the budget allows."""
     pieces: list[Piece] = []
     total = 0
-    known = {p.untyped_storage().data_ptr() for p in op._parameters.tensors}
-    known |= {t.untyped_storage().data_ptr() for t in nested.tensors(list(batches))}
+    held = _held(op, batches)
     for X, y in batches:
         saved: dict[int, int] = {}
-
-        def note(t: Tensor, saved: dict[int, int] = saved) -> Tensor:
-            saved.update(_storages([t], besides=known))
-            return t
-
         piece = _graph_piece(op, X, y, KeptGraph())
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        with _noted(saved, besides=held):
             piece(v)
         if budget is not None and total + sum(saved.values()) > budget:
             piece = _scratch_piece(op, X, y)
@@ -258,6 +251,24 @@ def _sum(parts: Any, V: Blocks, dtype: torch.dtype) -> list[Tensor]:
                 total += p
     # a rank without data contributes nothing
     return sums or [torch.zeros_like(b, dtype=wide) for b in V]
+
+
+@contextmanager
+def _noted(saved: dict[int, int], besides: set[int]) -> Iterator[None]:
+    """Note the bytes of each storage that autograd saves."""
+
+    def note(t: Tensor) -> Tensor:
+        saved.update(_storages([t], besides))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        yield
+
+
+def _held(op: CurvatureLinearOperator, batches: Sequence[Batch]) -> set[int]:
+    """Storages of model and data, which exist anyway."""
+    tensors = [*op._parameters.watched, *nested.tensors(list(batches))]
+    return {t.untyped_storage().data_ptr() for t in tensors}
 
 
 def _storages(tensors: Sequence[Tensor], besides: set[int]) -> dict[int, int]:

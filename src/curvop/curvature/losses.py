@@ -248,10 +248,27 @@ def _summed(terms: LossFunction) -> LossFunction:
     return lambda prediction, y: terms(prediction, y).sum()
 
 
+def _scalar(loss_func: LossFunction) -> LossFunction:
+    """The user's loss, checked to reduce."""
+
+    def value(prediction: Any, y: Any) -> Tensor:
+        loss = loss_func(prediction, y)
+        if not isinstance(loss, Tensor) or loss.ndim > 0:
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            raise ValueError(
+                f"Expected a scalar loss, a tensor of shape (), got from "
+                f"{_name(loss_func)} a {type(loss).__name__}{shape}. Reduce it with "
+                ".sum() or .mean()."
+            )
+        return loss
+
+    return value
+
+
 def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
     """A callable of which only the scalar is known; "mean" is over the data."""
     if reduction == "sum":
-        return Loss("sum", loss_func, None, sum_divisor, False, _trust)
+        return Loss("sum", _scalar(loss_func), None, sum_divisor, False, _trust)
 
     def on(prediction: Any, y: Any, rows: slice) -> Tensor:
         cut = (nested.map_tensors(lambda t: t[rows], part) for part in (prediction, y))
@@ -259,7 +276,7 @@ def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
 
     def verify(prediction: Any, y: Any) -> None:
         n, a = _num_examples(prediction), _num_examples(prediction) // 3
-        value = loss_func(prediction, y)
+        value = _scalar(loss_func)(prediction, y)
         try:
             first, rest = (on(prediction, y, s) for s in (slice(a), slice(a, n)))
         except (IndexError, RuntimeError, ValueError):
@@ -291,7 +308,7 @@ def _with_divisor(
         if not Z:  # a mean over nothing is NaN; it adds nothing
             outputs = nested.differentiable(prediction)
             return torch.stack([0 * t.sum() for t in outputs]).sum()
-        return loss_func(prediction, y) * Z
+        return _scalar(loss_func)(prediction, y) * Z
 
     reducer = _reducer(loss_func)
     terms = None if reducer is None else reducer("none")

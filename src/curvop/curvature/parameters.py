@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from curvop.curvature.kernels import kernels_for
 from curvop.curvature.substitution import (
     buffer_slots,
     copied,
@@ -20,6 +21,11 @@ from curvop.curvature.substitution import (
 from curvop.operators.layout import Space
 
 Model = Callable[[Sequence[Tensor], Any], Any]  # (parameters, X) -> prediction
+Place = Callable[[Sequence[Tensor]], AbstractContextManager[None]]
+
+
+def _nowhere(_: Sequence[Tensor]) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Parameters:
         functional: Whether ``model`` honours the parameters that it is handed. A closure
             over the parameters does not: it can only be differentiated in place.
         watched: All tensors that the model is known to compute with.
+        place: Puts parameters where the model looks for them, for the time of a context.
     """
 
     tensors: tuple[Tensor, ...]
@@ -40,6 +47,7 @@ class Parameters:
     model: Model
     functional: bool
     watched: tuple[Tensor, ...] = ()
+    place: Place = _nowhere
 
     @property
     def space(self) -> Space:
@@ -63,37 +71,49 @@ class Parameters:
         """Some of the parameters; the others are constants."""
         before, after = self.tensors[: block.start], self.tensors[block.stop :]
 
-        def model(p: Sequence[Tensor], X: Any) -> Any:
-            constants = ([q.detach() for q in qs] for qs in (before, after))
-            head, tail = constants
-            return self.model([*head, *p, *tail], X)
+        def completed(p: Sequence[Tensor]) -> list[Tensor]:
+            head, tail = ([constant(q) for q in qs] for qs in (before, after))
+            return [*head, *p, *tail]
 
         return Parameters(
             self.tensors[block],
             None if self.names is None else self.names[block],
-            model,
+            lambda p, X: self.model(completed(p), X),
             self.functional,
             self.watched,
+            lambda p: self.place(completed(p)),
         )
 
     @contextmanager
     def leaves(self) -> Iterator[tuple[Tensor, ...]]:
         """Tensors to differentiate with respect to, for the time of the context.
 
-        Fresh leaves for a functional model. For a closure the user's own tensors: those
-        that do not require a gradient do so until the context ends.
+        Fresh leaves for a functional model, in their place: activation checkpointing
+        calls modules again in the backward pass. For a closure the user's own tensors:
+        those that do not require a gradient do so until the context ends.
         """
         if self.functional:
-            yield tuple(p.detach().requires_grad_() for p in self.tensors)
+            fresh = tuple(constant(p).requires_grad_() for p in self.tensors)
+            with self.place(fresh):
+                yield fresh
             return
         frozen = [p for p in self.tensors if not p.requires_grad]
         try:
             for p in frozen:
                 p.requires_grad_(True)
-            yield self.tensors
+            with self.place(self.tensors):
+                yield self.tensors
         finally:
             for p in frozen:
                 p.requires_grad_(False)
+
+
+def constant(p: Tensor) -> Tensor:
+    """The values of a parameter, outside of any graph.
+
+    Those made in inference mode are copied: autograd refuses to save them.
+    """
+    return p.clone() if p.is_inference() else p.detach()
 
 
 def as_parameters(
@@ -123,36 +143,39 @@ def as_parameters(
     _check(values)
     if isinstance(model_func, nn.Module):
         model_func = _unwrap(model_func)
-        names, model = _of_module(model_func, values, keys)
-    elif keys is None:
-        names, model = None, lambda _, X: model_func(X)
+        names, inside = _of_module(model_func, values, keys)
     else:
-        names = keys
-
-        def model(p: Sequence[Tensor], X: Any) -> Any:
-            return model_func(dict(zip(keys, p, strict=True)), X)
+        names, inside = keys, _nowhere
 
     modules = modules_in(model_func)
-    buffers = buffer_slots(modules)
+    buffers, kernels = buffer_slots(modules), kernels_for(modules)
     held = [p for m in modules for p in (*m.parameters(), *m.buffers())]
 
-    def clean(p: Sequence[Tensor], X: Any) -> Any:
-        with copied(buffers):  # forward may write running statistics
-            return model(p, X)
+    @contextmanager
+    def place(p: Sequence[Tensor]) -> Iterator[None]:
+        with copied(buffers), inside(p):  # forward may write running statistics
+            yield
+
+    def model(p: Sequence[Tensor], X: Any) -> Any:
+        with place(p), kernels():
+            if keys is None or isinstance(model_func, nn.Module):
+                return model_func(X)
+            return model_func(dict(zip(keys, p, strict=True)), X)
 
     return Parameters(
         tuple(values),
         None if names is None else tuple(names),
-        clean,
+        model,
         functional=isinstance(model_func, nn.Module) or keys is not None,
         watched=tuple({id(t): t for t in [*values, *held]}.values()),
+        place=place,
     )
 
 
 def _of_module(
     module: nn.Module, values: list[Tensor], keys: list[str] | None
-) -> tuple[list[str], Model]:
-    """A module, made a function of some of its parameters; the rest is frozen."""
+) -> tuple[list[str], Place]:
+    """Names of some of a module's parameters, and how to replace them; others freeze."""
     everything = dict(module.named_parameters())  # a tied parameter comes once
     name_of = {id(p): name for name, p in everything.items()}
     names = []
@@ -172,14 +195,13 @@ def _of_module(
     places = parameter_slots(module)
     slots = [slot for slot, _ in places]
 
-    def model(p: Sequence[Tensor], X: Any) -> Any:
+    def inside(p: Sequence[Tensor]) -> AbstractContextManager[None]:
         tensors = [
-            p[position[id(q)]] if id(q) in position else q.detach() for _, q in places
+            p[position[id(q)]] if id(q) in position else constant(q) for _, q in places
         ]
-        with substituted(slots, tensors):
-            return module(X)
+        return substituted(slots, tensors)
 
-    return keys or names, model
+    return keys or names, inside
 
 
 def _unwrap(module: nn.Module) -> nn.Module:

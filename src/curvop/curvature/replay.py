@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, vmap
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvop.curvature.columns import at
-from curvop.curvature.differentiation import concatenate
+from curvop.curvature.determinism import differ
+from curvop.curvature.differentiation import apply_each, concatenate
 from curvop.curvature.tracing import Recording, simplify
 from curvop.operators.layout import Blocks
 
@@ -33,7 +35,7 @@ class Replay:
     def __init__(self, recording: Recording) -> None:
         self._primal = recording.primal
         self._tangent = recording.tangent
-        self._wide: dict[int, fx.GraphModule] = {}
+        self._wide: dict[int, fx.GraphModule | None] = {}
         # a batched convolution costs more per column than columns one by one
         targets = {n.target for n in recording.tangent.graph.nodes}
         self._chunk = 1 if targets & _CONVOLUTIONS else CHUNK
@@ -63,18 +65,26 @@ class Replay:
     def _some(self, kept: Sequence[Tensor], V: Blocks) -> Blocks:
         K = V[0].shape[0]
         if K == 1:
-            return [b[None] for b in self._tangent(*kept, *(v[0] for v in V))]
+            return self._one(kept, V)
         if K not in self._wide:
             self._wide[K] = self._widen(kept, V)
-        return list(self._wide[K](*kept, *V))
+        wide = self._wide[K]
+        if wide is None:
+            return apply_each(lambda v: self._one(kept, v), V)
+        return list(wide(*kept, *V))
 
-    def _widen(self, kept: Sequence[Tensor], V: Blocks) -> fx.GraphModule:
-        """The tangent part for several columns at once."""
+    def _one(self, kept: Sequence[Tensor], v: Blocks) -> Blocks:
+        return [b[None] for b in self._tangent(*kept, *(column[0] for column in v))]
+
+    def _widen(self, kept: Sequence[Tensor], V: Blocks) -> fx.GraphModule | None:
+        """The tangent part for several columns at once, if vmap gets it right."""
 
         def columns(*tensors: Tensor) -> Any:
             fixed, moving = tensors[: len(kept)], tensors[len(kept) :]
             return vmap(lambda *v: self._tangent(*fixed, *v))(*moving)
 
-        graph = make_fx(columns)(*kept, *V)
+        graph = make_fx(functionalize(columns))(*kept, *V)
         simplify(graph)
-        return graph
+        together, singly = graph(*kept, *V), apply_each(lambda v: self._one(kept, v), V)
+        agree = not any(differ(a, b) for a, b in zip(together, singly, strict=True))
+        return graph if agree else None

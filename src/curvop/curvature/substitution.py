@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,17 +60,44 @@ def copied(slots: Sequence[Slot]) -> Iterator[None]:
 
 
 def modules_in(function: Callable[..., Any]) -> tuple[nn.Module, ...]:
-    """The modules that a model function refers to, as far as Python can tell."""
-    if isinstance(function, nn.Module):
-        return (function,)
-    if isinstance(function, functools.partial):
-        given = [*function.args, *function.keywords.values()]
-        inner = tuple(m for m in given if isinstance(m, nn.Module))
-        return inner + modules_in(function.func)
-    found = [getattr(function, "__self__", None)]
-    try:
-        scope = inspect.getclosurevars(inspect.unwrap(function))
-        found += [*scope.nonlocals.values(), *scope.globals.values()]
-    except (TypeError, ValueError):
-        pass  # a builtin, or a callable object: only what it is bound to
-    return tuple({id(m): m for m in found if isinstance(m, nn.Module)}.values())
+    """The modules that a model function refers to, as far as Python can tell.
+
+    Looks into closures, partials, methods, containers and attributes of objects, a few
+    steps deep.
+    """
+    found: dict[int, nn.Module] = {}
+    seen: dict[int, Any] = {}  # holds what it names: an id is only good for a lifetime
+    reached = [function]
+    for _ in range(5):
+        reached = [x for x in reached if id(x) not in seen]
+        seen.update((id(x), x) for x in reached)
+        found.update((id(x), x) for x in reached if isinstance(x, nn.Module))
+        reached = [y for x in reached if id(x) not in found for y in _references(x)]
+    return tuple(found.values())
+
+
+def _references(x: Any) -> Sequence[Any]:
+    """What a callable, container or object of the user refers to."""
+    if isinstance(x, functools.partial):
+        return [x.func, *x.args, *x.keywords.values()]
+    if inspect.ismethod(x):
+        return [x.__self__, x.__func__]
+    if isinstance(x, list | tuple | Mapping):
+        entries = x.values() if isinstance(x, Mapping) else x
+        return list(entries) if len(x) <= 1000 else []  # data, not layers
+    if isinstance(x, type | ModuleType) or _origin(x) in ("torch", "builtins"):
+        return []
+    if inspect.isfunction(x):
+        try:
+            scope = inspect.getclosurevars(inspect.unwrap(x))
+        except ValueError:
+            return []  # a variable of the closure is not bound yet
+        return [*scope.nonlocals.values(), *scope.globals.values()]
+    call = inspect.getattr_static(type(x), "__call__", None)
+    return [*getattr(x, "__dict__", {}).values(), call]
+
+
+def _origin(x: Any) -> str:
+    """The package of a function, or of the class of an object."""
+    name = x.__module__ if inspect.isfunction(x) else type(x).__module__
+    return str(name).split(".")[0]

@@ -21,7 +21,7 @@ from curvop.curvature.differentiation import (
     only_tensor,
 )
 from curvop.curvature.graph import gradient, pull
-from curvop.curvature.parameters import Parameters
+from curvop.curvature.parameters import Parameters, constant
 from curvop.operators.layout import Blocks
 
 # The first use of forward mode compiles torch's own rules, which warns of deprecations
@@ -132,7 +132,7 @@ def _sandwich_of_one(
 
 
 def _values(at_: Parameters) -> tuple[Tensor, ...]:
-    return tuple(p.detach() for p in at_.tensors)
+    return tuple(constant(p) for p in at_.tensors)
 
 
 def _dual(f: Differentiable, p: tuple[Tensor, ...], V: Blocks) -> Any:
@@ -145,7 +145,8 @@ def _dual(f: Differentiable, p: tuple[Tensor, ...], V: Blocks) -> Any:
         outputs, U, aux = push(*(v[0] for v in V))
         return outputs, (tuple(u[None] for u in U), aux)
     # the primal does not depend on v: it is computed once for all columns
-    columns = vmap(push, out_dims=(None, 0, None))  # type: ignore[arg-type]
+    # "same": dropout is one mask for all columns, hence one matrix
+    columns = vmap(push, out_dims=(None, 0, None), randomness="same")  # type: ignore[arg-type]
     outputs, U, aux = columns(*V)
     return outputs, (U, aux)
 
@@ -158,4 +159,4 @@ def _map(fn: Callable[..., Any], V: Blocks) -> Blocks:
     """``fn`` of each column; vmap only pays for more than one."""
     if V[0].shape[0] == 1:
         return [out[None] for out in fn(*(v[0] for v in V))]
-    return list(vmap(fn)(*V))
+    return list(vmap(fn, randomness="same")(*V))

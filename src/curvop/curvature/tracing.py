@@ -32,35 +32,28 @@ Call = Callable[..., list[Tensor]]
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
 class Recordable:
-    """One column by compositions that ``make_fx`` records as a graph of plain tensors.
+    """One column by compositions that ``make_fx`` records as a graph of plain tensors."""
 
-    Attributes:
-        forward: Whether the Hessian is forward over reverse, which gives the smaller
-            tangent graph. Without vmap around it, it is right through norm layers;
-            reverse over reverse serves losses whose gradient has no forward mode.
-    """
-
-    forward: bool
-    name: str = "recorded"
+    name = "recorded"
 
     def hessian(
         self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
-        """Jacobian of the gradient, forward, or backward since it is symmetric."""
+        """Reverse over reverse.
+
+        Forward over reverse gives a tangent graph that is a tenth smaller, but recording
+        it crashes the interpreter where a gradient has no forward mode (mse_loss in torch
+        2.13: a zero tensor without memory reaches a kernel).
+        """
 
         def scalar(*p: Tensor) -> tuple[Tensor, Aux]:
             outputs, aux = f(p)
             return only_tensor(outputs), aux
 
-        v = tuple(b[0] for b in V)
-        gradient = grad(scalar, argnums=tuple(range(len(v))), has_aux=True)
-        if self.forward:
-            _, product, aux = jvp(gradient, at.tensors, v, has_aux=True)
-        else:
-            _, pull, aux = vjp(gradient, *at.tensors, has_aux=True)  # type: ignore[misc]
-            product = pull(v)
+        gradient = grad(scalar, argnums=tuple(range(len(V))), has_aux=True)
+        _, pull, aux = vjp(gradient, *at.tensors, has_aux=True)  # type: ignore[misc]
+        product = pull(tuple(b[0] for b in V))
         return [b[None] for b in product], aux
 
     def sandwich(
@@ -133,12 +126,18 @@ def simplify(graph: fx.GraphModule) -> None:
         aten.lift_fresh_copy.default,
     }
     views = {aten.view.default, aten._unsafe_view.default}
+    if any(_writes(node) for node in graph.graph.nodes):
+        return  # what is written to must not be merged
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.graph.nodes):
         if node.op not in ("call_function", "get_attr"):
             continue
         if node.target in nothing:
             node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            continue
+        if node.target is aten.copy.default and _alike(*node.args[:2]):
+            node.replace_all_uses_with(node.args[1])  # functionalize leaves them behind
             graph.graph.erase_node(node)
             continue
         if node.target in views:
@@ -150,6 +149,21 @@ def simplify(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two nodes are known to be tensors of one shape and type."""
+    metas = [n.meta.get("tensor_meta") if isinstance(n, fx.Node) else None for n in (a, b)]
+    if any(m is None or not hasattr(m, "shape") for m in metas):
+        return False
+    (p, q) = metas
+    return bool(p.shape == q.shape and p.dtype == q.dtype)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a node writes to one of its inputs."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
 
 
 def _key(node: fx.Node) -> Any:

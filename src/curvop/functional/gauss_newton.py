@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.kernels import differentiable_kernels
+from curvop.curvature.composed_losses import composed
 from curvop.curvature.nested import differentiable, refill
-from curvop.functional.hvp import blocks_of
-from curvop.functional.structure import Structure, gradient, pull, scalar, trainable
+from curvop.functional.autodiff import gradient, pull, scalar
+from curvop.functional.evaluation import differentiable_twice
+from curvop.functional.structure import Structure, trainable, vector
 
 
 def gauss_newton_product(
@@ -31,41 +32,48 @@ def gauss_newton_product(
     "Fast curvature matrix-vector products for second-order gradient descent", 2002).
 
     Args:
-        model: A module; its trainable parameters, in order, are the blocks.
+        model: A module, in the mode that it is to be differentiated in. Those of its
+            parameters that require a gradient are the blocks, in order.
         loss_fn: ``(prediction, y) ->`` a real scalar.
         x: Input of the model.
         y: Target.
         v: The vector, as for :func:`model_hvp`.
-        create_graph: Whether the answer can be differentiated again.
+        create_graph: Whether the answer can be differentiated again; norm layers are then
+            composed of primitives, since torch's own have wrong third derivatives.
 
     Returns:
         ``G v`` in the structure of ``v``.
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit, or the loss is no scalar.
+        ValueError: If something does not fit, or the loss is no finite scalar.
 
+    >>> import torch
+    >>> from torch import nn
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x, y = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
     >>> gauss_newton_product(model, nn.MSELoss(), x, y, [torch.tensor([[1.0, 0.0]])])
     [tensor([[2., 4.]])]
     """
-    params = trainable(model)
-    ps = list(params.values())
-    blocks, answer = blocks_of(v, params)
-    with torch.enable_grad(), differentiable_kernels():
+    named = trainable(model)
+    ps, (vs, answer) = list(named.values()), vector(v, named)
+    further = {"create_graph": create_graph, "keep": create_graph}
+    with differentiable_twice(ps, model, loss_fn, again=create_graph):
         prediction = model(x)
         outputs = differentiable(prediction)
         u = [torch.zeros_like(o).requires_grad_() for o in outputs]
-        Jt_u = pull(outputs, ps, u, create_graph=True)
-        Jv = pull(Jt_u, u, blocks, create_graph=create_graph)
-        # the loss as a function of the prediction alone, at the same value
-        free = list(outputs) if create_graph else [o.detach() for o in outputs]
-        free = [o if o.requires_grad else o.requires_grad_() for o in free]
+        Jt_u = pull(outputs, ps, u, create_graph=True, keep=True)
+        Jv = pull(Jt_u, u, vs, **further)
 
-        def loss() -> Tensor:
-            return scalar(loss_fn(refill(prediction, free), y))
+        # the loss as a function of the prediction: reverse over reverse, since losses
+        # such as mse_loss have no forward mode over their backward
+        f = [o if create_graph and o.requires_grad else _leaf(o) for o in outputs]
+        copies = [o.clone() for o in f]  # a loss may write into its argument
+        loss = scalar(composed(loss_fn)(refill(prediction, copies), y))
+        g = gradient(loss, f, create_graph=True)
+        HJv = pull(g, f, Jv, **further)
+        return answer(pull(outputs, ps, HJv, **further))
 
-        g = gradient(loss, free, create_graph=True)
-        HJv = pull(g, free, Jv, create_graph=create_graph)
-        return answer(pull(outputs, ps, HJv, create_graph=create_graph))
+
+def _leaf(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_()

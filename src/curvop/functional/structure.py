@@ -2,166 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Structure = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+Structure = Tensor | Iterable[Tensor] | Mapping[str, Tensor]
+Answer = Callable[[Sequence[Tensor]], Any]  # blocks -> the structure of the vector
 
 
-def values(x: Structure, what: str) -> list[Tensor]:
-    """The tensors of a structure.
+def parameters(params: Structure) -> dict[Any, Tensor]:
+    """The parameters by name, or by position where they have no names.
 
     Raises:
-        TypeError: If it is none of the accepted kinds.
-        ValueError: If it is empty.
+        TypeError: If they are none of the accepted kinds, or not real.
+        ValueError: If there are none, one does not require a gradient or comes twice.
     """
-    if isinstance(x, Tensor):
-        return [x]
-    if not isinstance(x, list | tuple | Mapping):
+    if isinstance(params, Tensor):
+        params = [params]
+    elif not isinstance(params, Iterable):
         raise TypeError(
-            f"Expected {what} as a tensor, a list, tuple or dict of tensors, got "
-            f"{type(x).__name__}."
+            "Expected params as a tensor, a list, tuple or dict of tensors, got "
+            f"{type(params).__name__}. For a model: list(model.parameters())."
         )
-    found = list(x.values()) if isinstance(x, Mapping) else list(x)
-    for t in found:
-        if not isinstance(t, Tensor):
-            raise TypeError(f"Expected {what} of tensors, got {type(t).__name__} in it.")
+    found = dict(params if isinstance(params, Mapping) else enumerate(params))
     if not found:
-        raise ValueError(f"Expected {what} with at least one tensor, got none.")
-    return found
-
-
-def parameters(params: Structure) -> list[Tensor]:
-    """The parameters, checked to be differentiable.
-
-    Raises:
-        TypeError: If one is not of a real floating-point type.
-        ValueError: If one does not require a gradient.
-    """
-    found = values(params, "params")
-    for i, p in enumerate(found):
+        raise ValueError("Expected params with at least one tensor, got none.")
+    for key, p in found.items():
+        if not isinstance(p, Tensor):
+            raise TypeError(
+                f"Expected params of tensors, got {type(p).__name__} at {key!r}."
+            )
         if not p.is_floating_point():
-            raise TypeError(f"Expected floating-point params, got {p.dtype} at {i}.")
+            raise TypeError(f"Expected floating-point params, got {p.dtype} at {key!r}.")
         if not p.requires_grad:
             raise ValueError(
-                f"Expected params that require a gradient, but number {i} does not. Call "
-                ".requires_grad_() before func computes with it."
+                f"Expected params that require a gradient, got one that does not at "
+                f"{key!r}. Call .requires_grad_() before func computes with it."
             )
+    if len({id(p) for p in found.values()}) < len(found):
+        raise ValueError(
+            "Expected each parameter once, got one of them twice. A tied weight is one "
+            "parameter: leave the second out."
+        )
     return found
 
 
-def vector(v: Structure, params: Structure) -> list[Tensor]:
-    """The blocks of ``v`` in the order of the parameters, checked against them.
-
-    Raises:
-        TypeError: If a dtype does not fit.
-        ValueError: If the number of blocks, a name, shape or device does not fit.
-    """
-    ps = values(params, "params")
-    if isinstance(v, Mapping) and isinstance(params, Mapping):
-        if set(v) != set(params):
-            raise ValueError(f"Expected v with the keys {list(params)}, got {list(v)}.")
-        v = {key: v[key] for key in params}
-    vs = values(v, "v")
-    if len(vs) != len(ps):
-        raise ValueError(
-            f"Expected v with {len(ps)} tensors, one a parameter, got {len(vs)}."
-        )
-    for i, (a, p) in enumerate(zip(vs, ps, strict=True)):
-        if a.shape != p.shape:
-            raise ValueError(
-                f"Expected v with shape {tuple(p.shape)} at position {i}, got "
-                f"{tuple(a.shape)}."
-            )
-        if a.dtype != p.dtype:
-            raise TypeError(
-                f"Expected v of dtype {p.dtype} at position {i}, got {a.dtype}. Convert it "
-                f"with .to({p.dtype})."
-            )
-        if a.device != p.device:
-            raise ValueError(f"Expected v on {p.device} at position {i}, got {a.device}.")
-    return vs
-
-
-def like(v: Structure, blocks: Sequence[Tensor], params: Structure) -> Any:
-    """Blocks in the order of the parameters, in the structure of ``v``."""
-    if isinstance(v, Tensor):
-        return blocks[0]
-    if isinstance(v, Mapping):
-        keys = params if isinstance(params, Mapping) else v
-        by_key = dict(zip(keys, blocks, strict=True))
-        return {key: by_key[key] for key in v}
-    return tuple(blocks) if isinstance(v, tuple) else list(blocks)
-
-
-def trainable(model: nn.Module) -> dict[str, Tensor]:
+def trainable(model: nn.Module) -> dict[Any, Tensor]:
     """The parameters of a module that require a gradient, by name.
 
     Raises:
-        TypeError: If it is no module.
+        TypeError: If it is no module, or a parameter is not real.
         ValueError: If there are none.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected an nn.Module, got {type(model).__name__}.")
-    found: dict[str, Tensor] = {
-        n: p for n, p in model.named_parameters() if p.requires_grad
-    }
+        raise TypeError(
+            f"Expected an nn.Module, got {type(model).__name__}. For a function there is "
+            "exact_hvp(func, params, v)."
+        )
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found:
-        raise ValueError("Expected a model with trainable parameters, got none.")
-    return found
+        raise ValueError(
+            "Expected a model with parameters that require a gradient, got none. Call "
+            ".requires_grad_() on those that count."
+        )
+    return parameters(found)
 
 
-def scalar(value: Any) -> Tensor:
-    """What a function returned, checked to be a real scalar.
+def vector(v: Structure, params: Mapping[Any, Tensor]) -> tuple[list[Tensor], Answer]:
+    """The blocks of ``v`` in the order of the parameters, and how to answer in its form.
+
+    Args:
+        v: Blocks as a list, tuple, or dict by the names of the parameters; or one tensor,
+            shaped as the only parameter or ``[P]`` over all of them.
+        params: The parameters.
 
     Raises:
-        TypeError: If it is no real floating-point tensor.
-        ValueError: If it is no scalar.
+        TypeError: If the kind or a dtype does not fit.
+        ValueError: If the number of blocks, a name, shape or device does not fit.
     """
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"Expected func to return a real floating-point tensor, got {got}.")
-    if value.numel() != 1:
+    ps = list(params.values())
+    if isinstance(v, Tensor):
+        blocks, answer = _of_tensor(v, ps)
+    elif isinstance(v, Mapping):
+        blocks, answer = _of_mapping(v, list(params))
+    elif isinstance(v, list | tuple):
+        form = tuple if isinstance(v, tuple) else list
+        blocks, answer = list(v), form
+    else:
+        raise TypeError(
+            f"Expected v as a tensor, a list, tuple or dict of tensors, got "
+            f"{type(v).__name__}."
+        )
+    if len(blocks) != len(ps):
         raise ValueError(
-            f"Expected func to return a scalar, got shape {tuple(value.shape)}. Reduce it, "
-            "for instance with .sum()."
+            f"Expected v with {len(ps)} tensors, one a parameter, got {len(blocks)}."
         )
-    return value.reshape(())
+    for key, block, p in zip(params, blocks, ps, strict=True):
+        _check(block, p, key)
+    with torch.inference_mode(False):
+        # autograd refuses to save tensors that were made in inference mode
+        return [b.clone() if b.is_inference() else b for b in blocks], answer
 
 
-def gradient(func: Any, params: list[Tensor], *, create_graph: bool) -> tuple[Tensor, ...]:
-    """Gradient of a closure; zero for what it does not use."""
-    value = scalar(func())
-    if not value.requires_grad:
-        return tuple(torch.zeros_like(p) for p in params)
-    return torch.autograd.grad(
-        value, params, create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-
-
-def pull(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    cotangents: Sequence[Tensor],
-    *,
-    create_graph: bool = False,
-) -> list[Tensor]:
-    """``Jᵀ u`` on a graph that is kept; what depends on nothing adds nothing."""
-    used = [(o, u) for o, u in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    if not used:
-        return [torch.zeros_like(p) for p in inputs]
-    outs, us = zip(*used, strict=True)
-    return list(
-        torch.autograd.grad(
-            outs,
-            inputs,
-            us,
-            create_graph=create_graph,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
+def _of_tensor(v: Tensor, ps: Sequence[Tensor]) -> tuple[list[Tensor], Answer]:
+    if len(ps) == 1 and v.shape == ps[0].shape:
+        return [v], lambda blocks: blocks[0]
+    sizes = [p.numel() for p in ps]
+    if v.shape != (sum(sizes),):
+        one = f" or {tuple(ps[0].shape)}" if len(ps) == 1 and ps[0].ndim != 1 else ""
+        raise ValueError(
+            f"Expected v of shape ({sum(sizes)},){one}, or a list with one tensor a "
+            f"parameter ({len(ps)}), got shape {tuple(v.shape)}."
         )
-    )
+    parts = zip(v.split(sizes), ps, strict=True)
+    blocks = [part.reshape(p.shape) for part, p in parts]
+    return blocks, lambda out: torch.cat([b.reshape(-1) for b in out])
+
+
+def _of_mapping(v: Mapping[str, Tensor], keys: list[Any]) -> tuple[list[Tensor], Answer]:
+    if keys == list(range(len(keys))):
+        raise TypeError(
+            "Expected v as a tensor, list or tuple, got a dict: the parameters have no "
+            "names. Pass params as a dict, too."
+        )
+    if set(v) != set(keys):
+        raise ValueError(f"Expected v with the keys {keys}, got {list(v)}.")
+
+    def answer(blocks: Sequence[Tensor]) -> dict[str, Tensor]:
+        by_key = dict(zip(keys, blocks, strict=True))
+        return {key: by_key[key] for key in v}
+
+    return [v[key] for key in keys], answer
+
+
+def _check(block: Any, p: Tensor, key: Any) -> None:
+    if not isinstance(block, Tensor):
+        raise TypeError(f"Expected v of tensors, got {type(block).__name__} at {key!r}.")
+    if block.shape != p.shape:
+        raise ValueError(
+            f"Expected v of shape {tuple(p.shape)} at {key!r}, got {tuple(block.shape)}."
+        )
+    if block.dtype != p.dtype:
+        raise TypeError(
+            f"Expected v of dtype {p.dtype} at {key!r}, got {block.dtype}. Convert it "
+            f"with .to({p.dtype})."
+        )
+    if block.device != p.device:
+        raise ValueError(
+            f"Expected v on {p.device} at {key!r}, got {block.device}. Move it with "
+            f".to({str(p.device)!r})."
+        )

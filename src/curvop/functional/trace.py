@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from curvop.curvature.kernels import differentiable_kernels
 from curvop.estimate import Estimate
-from curvop.functional.structure import Structure, gradient, parameters, pull
+from curvop.functional.autodiff import evaluate, gradient, pull
+from curvop.functional.evaluation import differentiable_twice
+from curvop.functional.structure import Structure, parameters
 
-# Share of the coordinates that a sparse probe moves.
-DENSITY = 0.1
+# Share of the coordinates that a sparse probe moves (Achlioptas, 2003).
+DENSITY = 1 / 3
 
 
 def hessian_trace(
@@ -20,7 +22,7 @@ def hessian_trace(
     params: Structure,
     num_samples: int = 10,
     sparse: bool = False,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
 ) -> Estimate:
     r"""Estimate the trace of a function's Hessian, with its standard error.
 
@@ -28,53 +30,77 @@ def hessian_trace(
         \qquad \mathbb{E}[v_i v_i^⊤] = I
 
     (Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990).
-    The samples share one gradient graph.
+    The samples share one gradient graph. Probes are signs, ``±1`` in each coordinate: a
+    sample has the variance ``2 Σ_{i≠j} Hᵢⱼ²``, none for a diagonal Hessian.
+
+    Sparse probes move ``k = ⌈P/3⌉`` coordinates, drawn without replacement, by
+    ``±√(P/k)`` (after Achlioptas, "Database-friendly random projections", 2003). They
+    are as unbiased. Their samples have the variance
+
+    .. math:: \frac{P (k-1)}{k (P-1)} \, 2 \sum_{i≠j} H_{ij}^2
+        + \frac{P (P-k)}{k (P-1)} \sum_i (H_{ii} - \bar h)^2,
+        \qquad \bar h = \operatorname{tr} H / P,
+
+    at most that of Gaussian probes, and close to that of dense signs where the diagonal
+    is even.
 
     Args:
         func: Closure over the parameters that returns a real scalar.
         params: The parameters: a tensor, or a list, tuple or dict of tensors.
-        num_samples: Number ``m`` of probes.
-        sparse: Probes that move each coordinate with probability ``s = 0.1`` only, by
-            ``±1/√s``: as unbiased as dense ones (Rademacher, ``±1``), whose variance
-            ``2 Σ_{i≠j} Hᵢⱼ²`` grows by ``(1/s - 1) Σᵢ Hᵢᵢ²``.
-        generator: Source of the probes; by default a fresh one, so that the global
-            generator is left alone and each call draws others.
+        num_samples: Number ``m`` of probes, each one Hessian-vector product.
+        sparse: Whether probes move only some of the coordinates.
+        generator: Source of the probes. By default a fresh one, seeded by the operating
+            system: each call draws others. No global generator is touched.
 
     Returns:
-        The estimate; its ``standard_error`` is ``nan`` for one sample.
+        The estimate. Its standard error is that of the mean of the samples; ``nan`` for
+        one sample.
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit, or ``func`` returns no scalar.
+        ValueError: If something does not fit, or ``func`` returns no finite scalar that
+            depends on tensors.
 
+    >>> import torch
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> float(hessian_trace(lambda: (w**3).sum(), w))
     18.0
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"Expected a positive number of samples, got {num_samples!r}.")
-    ps = parameters(params)
     if generator is None:
-        generator = torch.Generator()
+        generator = Generator()
         generator.seed()
-    samples = []
-    with torch.enable_grad(), differentiable_kernels():
-        g = gradient(func, ps, create_graph=True)
+    elif not isinstance(generator, Generator):
+        raise TypeError(
+            f"Expected a torch.Generator, got {type(generator).__name__}. For a seed: "
+            "torch.Generator().manual_seed(seed)."
+        )
+    ps = list(parameters(params).values())
+    with differentiable_twice(ps, func):
+        g = gradient(evaluate(func), ps, create_graph=True)
+        samples = []
         for _ in range(num_samples):
-            v = [_probe(p, sparse, generator) for p in ps]
-            Hv = pull(g, ps, v)
-            dots = [(a.double() * b.double()).sum() for a, b in zip(v, Hv, strict=True)]
-            samples.append(float(torch.stack(dots).sum()))
+            v = _probe(ps, sparse, generator)
+            samples.append(_dot(v, pull(g, ps, v, create_graph=False, keep=True)))
     values = torch.tensor(samples, dtype=torch.float64)
-    error = float(values.std() / num_samples**0.5) if num_samples > 1 else float("nan")
+    error = float(values.std()) / math.sqrt(num_samples) if num_samples > 1 else math.nan
     return Estimate(float(values.mean()), error, num_samples)
 
 
-def _probe(p: Tensor, sparse: bool, generator: torch.Generator) -> Tensor:
+def _probe(ps: Sequence[Tensor], sparse: bool, generator: Generator) -> list[Tensor]:
     """Signs, on all coordinates or on some of them, scaled to unit covariance."""
-    device = generator.device
-    signs = torch.randint(0, 2, p.shape, generator=generator, device=device) * 2.0 - 1.0
+    sizes = [p.numel() for p in ps]
+    P, device = sum(sizes), generator.device
+    v = torch.randint(0, 2, (P,), generator=generator, device=device) * 2 - 1
+    scale = 1.0
     if sparse:
-        chosen = torch.rand(p.shape, generator=generator, device=device) < DENSITY
-        signs = signs * chosen / DENSITY**0.5
-    return signs.to(p)
+        k = math.ceil(P * DENSITY)
+        v[torch.randperm(P, generator=generator, device=device)[k:]] = 0
+        scale = math.sqrt(P / k)
+    blocks = zip(v.split(sizes), ps, strict=True)
+    return [b.reshape(p.shape).to(p) * scale for b, p in blocks]
+
+
+def _dot(v: Sequence[Tensor], w: Sequence[Tensor]) -> float:
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(v, w, strict=True))

@@ -174,6 +174,16 @@ def are_transposed(A: LinearOperator, B: LinearOperator) -> bool:
     return False
 
 
+def remembered(A: LinearOperator, AT: LinearOperator) -> LinearOperator:
+    """``Aᵀ`` that knows whose transpose it is, so that ``Aᵀ A`` is seen to be psd.
+
+    A product is left as it is: its factors remember.
+    """
+    if are_transposed(A, AT) or isinstance(AT, ProductLinearOperator):
+        return AT
+    return TransposedLinearOperator(A, AT._matmat)
+
+
 def total(A: LinearOperator, B: Any, sign: float = 1.0) -> LinearOperator:
     """``A + sign * B`` for whatever :func:`as_operator` understands."""
     from curvop.operators.interop import as_operator

@@ -162,7 +162,9 @@ class LinearOperator(ABC):
     def _multiply(self, x: Vector, side: Side) -> Vector:
         M, form = read(x, self._domain, side)
         M = [self._admit(b) for b in M]
-        if any(b.is_complex() for b in M):
+        if M[0].shape[-1] == 0:
+            out = [M[0].new_zeros(*shape, 0) for shape in self.codomain]
+        elif any(b.is_complex() for b in M):
             # a real matrix: real and imaginary part are two columns
             K = M[0].shape[-1]
             parts = self._matmat(
@@ -239,7 +241,11 @@ class LinearOperator(ABC):
     @property
     def T(self) -> LinearOperator:
         """The transposed operator; the operator itself where it is symmetric."""
-        return self if self.symmetric else self._transpose()
+        if self.symmetric:
+            return self
+        from curvop.operators.algebra import remembered
+
+        return remembered(self, self._transpose())
 
     def adjoint(self) -> LinearOperator:
         """The adjoint: for a real matrix, the transposed operator."""

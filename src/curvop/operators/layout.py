@@ -64,16 +64,17 @@ class Form:
         kind: One tensor, a list, a tuple, or a mapping of blocks.
         is_vector: Whether the column axis was missing.
         side: Whether columns come last (``A @ x``) or rows first (``x @ A``).
-        names: Keys of the mapping, if it was one.
     """
 
     kind: Literal["tensor", "list", "tuple", "dict"]
     is_vector: bool
     side: Side
-    names: tuple[str, ...] | None = None
 
     def write(self, blocks: Blocks, space: Space) -> Vector:
-        """Turn blocks ``[*m_i, K]`` over ``space`` into this form."""
+        """Turn blocks ``[*m_i, K]`` over ``space`` into this form.
+
+        Blocks without names answer a mapping as a list.
+        """
         if self.is_vector:
             blocks = [b.squeeze(-1) for b in blocks]
         else:
@@ -81,13 +82,13 @@ class Form:
         if self.kind == "tensor":
             if self.is_vector:
                 return torch.cat([b.reshape(-1) for b in blocks])
-            flat = torch.cat([b.reshape(b.shape[0], -1) for b in blocks], 1)  # [K, M]
+            sizes = zip(blocks, space.sizes, strict=True)
+            flat = torch.cat([b.reshape(len(b), n) for b, n in sizes], 1)  # [K, M]
             return flat if self.side == "left" else flat.T
         if not self.is_vector and self.side == "right":
             blocks = [b.movedim(0, -1) for b in blocks]
-        if self.kind == "dict":
-            names = space.names or self.names or ()
-            return dict(zip(names, blocks, strict=True))
+        if self.kind == "dict" and space.names is not None:
+            return dict(zip(space.names, blocks, strict=True))
         return tuple(blocks) if self.kind == "tuple" else blocks
 
 
@@ -136,7 +137,7 @@ def _read_tensor(x: Tensor, space: Space, side: Side) -> tuple[Blocks, Form]:
     rows = x[None] if is_vector else (x.T if side == "right" else x)
     rows = rows.contiguous()  # the one copy: columns contiguous for autograd
     blocks = [
-        b.reshape(-1, *shape).movedim(0, -1)
+        b.reshape(len(b), *shape).movedim(0, -1)
         for b, shape in zip(rows.split(space.sizes, 1), space.shapes, strict=True)
     ]
     return blocks, Form("tensor", is_vector, side)
@@ -156,7 +157,7 @@ def _read_mapping(x: Mapping[str, Tensor], space: Space, side: Side) -> tuple[Bl
             f"{missing}, not known: {foreign})."
         )
     blocks, is_vector = _read_sequence([x[name] for name in space.names], space, side)
-    return blocks, Form("dict", is_vector, side, space.names)
+    return blocks, Form("dict", is_vector, side)
 
 
 def _read_sequence(x: Sequence[Tensor], space: Space, side: Side) -> tuple[Blocks, bool]:

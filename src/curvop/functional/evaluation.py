@@ -1,0 +1,57 @@
+"""What surrounds the evaluation of a user's function: everything as found afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from curvop.curvature.kernels import differentiable_kernels, kernels_for
+from curvop.curvature.randomness import preserved
+from curvop.curvature.substitution import buffer_slots, copied, modules_in
+from curvop.functional.composed_norms import ComposedNorms
+
+
+@contextmanager
+def as_found(params: Sequence[Tensor], *functions: Callable[..., Any]) -> Iterator[None]:
+    """Differentiate; random generators and buffers are then what they were.
+
+    Buffers are those of the modules that the functions refer to. The backward pass
+    belongs in here, too: activation checkpointing calls modules again.
+
+    Args:
+        params: The generators of their devices are restored.
+        *functions: Modules or functions that will be called.
+    """
+    modules = [m for function in functions for m in modules_in(function)]
+    with ExitStack() as stack:
+        for device in {p.device for p in params}:
+            stack.enter_context(preserved(device))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(copied(buffer_slots(modules)))
+        yield
+
+
+@contextmanager
+def differentiable_twice(
+    params: Sequence[Tensor], *functions: Callable[..., Any], again: bool = False
+) -> Iterator[None]:
+    """As :func:`as_found`, with kernels that have a double backward.
+
+    Args:
+        params: The generators of their devices are restored.
+        *functions: Modules or functions that will be called.
+        again: Whether the answer will be differentiated, too.
+    """
+    modules = [m for function in functions for m in modules_in(function)]
+    with (
+        as_found(params, *modules),
+        differentiable_kernels(),
+        kernels_for(modules)(),
+        ComposedNorms() if again else nullcontext(),
+    ):
+        yield

@@ -1,0 +1,12 @@
+"""Cases: operators, each with a dense truth that was found in another way."""
+
+from tests.cases import curvature, linearized, structured
+from tests.cases.case import Case
+
+CASES: tuple[Case, ...] = (
+    *structured.cases(),
+    *curvature.cases(),
+    *linearized.cases(),
+)
+
+__all__ = ["CASES", "Case"]
