@@ -40,6 +40,11 @@ class Case:
             return self.build(torch.float64, **options)
         return _operator(self)
 
+    @property
+    def unchecked(self) -> dict[str, bool]:
+        """Options that save the determinism check where it is not what is tested."""
+        return {"check_deterministic": False} if self.options else {}
+
     def truth(self) -> Tensor:
         """The dense matrix that must come out, computed once."""
         return _truth(self)

@@ -33,8 +33,8 @@ KINDS: dict[str, type[LinearOperator]] = {
     "transposed_jacobian": TransposedJacobianLinearOperator,
 }
 RISK = ("hessian", "ggn", "ef-term")
-ALL = (*RISK, "jacobian", "transposed_jacobian")
-EVERY_EF = (*ALL, "ef-example", "ef-output")
+ALL = (*RISK, "jacobian")
+EVERY_EF = (*ALL, "transposed_jacobian", "ef-example", "ef-output")
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Model:
 NOT_FUNC = ("backpack", "auto")
 
 MODELS = (
-    Model(parameterizations.mlp, EVERY_EF, ways=("func", "backpack", "auto")),
+    Model(parameterizations.mlp, ALL, ways=("func", "backpack", "auto")),
     Model(parameterizations.mlp_sum),
     Model(parameterizations.regression, EVERY_EF),
-    Model(parameterizations.multilabel, EVERY_EF),
-    Model(parameterizations.functional, ways=("func", "backpack", "auto")),
+    Model(parameterizations.multilabel),
+    Model(parameterizations.functional),
     Model(parameterizations.closure, ways=NOT_FUNC),
     Model(parameterizations.frozen),
     Model(parameterizations.tied),
@@ -85,7 +85,7 @@ MODELS = (
     Model(layers.conv),
     Model(layers.conv_group_norm),
     Model(layers.max_pool),
-    Model(layers.layer_norm),
+    Model(layers.layer_norm, (*ALL, "transposed_jacobian")),
     Model(layers.rms_norm),
     Model(layers.group_norm),
     Model(layers.instance_norm),
@@ -95,10 +95,10 @@ MODELS = (
     Model(layers.gru),
     Model(layers.lstm),
     Model(attention.scaled_dot_product),
-    Model(attention.multihead),
+    Model(attention.multihead, (*ALL, "transposed_jacobian")),
     Model(attention.multihead_eval),
     Model(attention.transformer_encoder_eval),
-    Model(awkward.custom_function, ways=NOT_FUNC, falls_back=True),
+    Model(awkward.custom_function, EVERY_EF, ways=NOT_FUNC, falls_back=True),
     Model(awkward.counter),
     Model(awkward.running_average),
     Model(awkward.checkpointed, ways=NOT_FUNC, falls_back=True),

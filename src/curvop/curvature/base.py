@@ -237,27 +237,35 @@ class CurvatureLinearOperator(LinearOperator):
         return total_divisor(self._loss.reduction, share)
 
     def _sum_over_batches(
-        self, V: Blocks, *, verify: bool = False
+        self, V: Blocks, *, checked_with: Blocks | None = None
     ) -> tuple[list[Tensor], tuple[Differentiation, ...]]:
         """Summed product, loss and divisor over all batches and ranks.
 
         Args:
             V: What to multiply onto, ``[K, *n_i]``.
-            verify: Whether to check on each batch what was assumed about the loss.
+            checked_with: In a first pass, several columns that begin with ``V``. They
+                are multiplied onto the first batch, since a way to differentiate that
+                supports one column need not support several. What was assumed about the
+                loss is checked on each batch.
 
         Returns:
             The sums, and the ways to differentiate that remain: the first one worked.
         """
         batches = self._data.batches(f"{type(self).__name__} @")
-        if verify and not self._loss.is_trusted:
+        if checked_with is not None and not self._loss.is_trusted:
             batches = self._verified(batches)
-        sums, op = self._sum_over(batches, V)
+        sums, op = self._sum_over(batches, V, checked_with)
         return all_reduce(sums, self._process_group), op._ways
 
     def _sum_over(
-        self, batches: Iterable[tuple[Any, Any]], V: Blocks
+        self, batches: Iterable[tuple[Any, Any]], V: Blocks, first: Blocks | None = None
     ) -> tuple[list[Tensor], CurvatureLinearOperator]:
         """Summed product, loss and divisor of these batches.
+
+        Args:
+            batches: Pairs ``(X, y)``.
+            V: What to multiply onto, ``[K, *n_i]``.
+            first: Columns for the first batch, which begin with ``V``.
 
         Returns:
             The sums, and the operator that knows which way to differentiate works.
@@ -266,11 +274,13 @@ class CurvatureLinearOperator(LinearOperator):
         sums = [torch.zeros_like(v, dtype=wide) for v in V]
         loss = torch.zeros((), dtype=wide, device=self.device)
         share = torch.zeros((), dtype=torch.float64, device=self.device)
+        K = V[0].shape[0]
         op: CurvatureLinearOperator = self
         for X, y in batches:
-            op, (product, (batch_loss, batch_share)) = op._matmat_one(X, y, V)
+            op, (product, (batch_loss, batch_share)) = op._matmat_one(X, y, first or V)
+            first = None
             for total, part in zip(sums, product, strict=True):
-                total += part
+                total += part[:K]
             loss += batch_loss
             share += batch_share
         return [*sums, loss, share], op

@@ -44,9 +44,9 @@ def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
 def check_deterministic(
     op: CurvatureLinearOperator,
 ) -> tuple[Differentiation, ...]:
-    """Multiply fixed vectors twice and compare.
+    """Multiply a fixed vector twice and compare.
 
-    Two vectors: a way that supports one of them need not support several. The generators run on from the first pass to the second, so that dropout and
+    The generators run on from the first pass to the second, so that dropout and
     shuffling show; the caller restores them.
 
     Args:
@@ -59,9 +59,10 @@ def check_deterministic(
         NonDeterministicError: If the products differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
-    v = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
-    v = [b.to(op.dtype) for b in v]
-    first, ways = op._sum_over_batches(v, verify=True)
+    two = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
+    two = [b.to(op.dtype) for b in two]
+    v = [b[:1] for b in two]
+    first, ways = op._sum_over_batches(v, checked_with=two)
     settled = op._with(_ways=ways)
     settled._divisor(*first[-2:])
     if not any(bool(b.any()) for b in first[:-2]):

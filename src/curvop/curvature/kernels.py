@@ -51,7 +51,7 @@ def kernels_for(modules: Sequence[nn.Module]) -> Callable[[], AbstractContextMan
 @contextmanager
 def _differentiable_recurrence() -> Iterator[None]:
     """Without cuDNN's kernels (no double backward) and oneDNN's (no forward mode)."""
-    libraries = (torch.backends.cudnn, torch.backends.mkldnn)
+    libraries: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
     found = [library.enabled for library in libraries]
     try:
         for library in libraries:

@@ -141,6 +141,7 @@ def as_parameters(
     keys = list(params) if isinstance(params, Mapping) else None
     values = list(params.values()) if isinstance(params, Mapping) else list(params)
     _check(values)
+    names: list[str] | None
     if isinstance(model_func, nn.Module):
         model_func = _unwrap(model_func)
         names, inside = _of_module(model_func, values, keys)

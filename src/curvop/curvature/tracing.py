@@ -153,10 +153,9 @@ def simplify(graph: fx.GraphModule) -> None:
 
 def _alike(a: Any, b: Any) -> bool:
     """Whether two nodes are known to be tensors of one shape and type."""
-    metas = [n.meta.get("tensor_meta") if isinstance(n, fx.Node) else None for n in (a, b)]
-    if any(m is None or not hasattr(m, "shape") for m in metas):
+    p, q = (n.meta.get("tensor_meta") if isinstance(n, fx.Node) else None for n in (a, b))
+    if p is None or q is None:
         return False
-    (p, q) = metas
     return bool(p.shape == q.shape and p.dtype == q.dtype)
 
 
