@@ -8,6 +8,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 
+# The matrices of tests and examples are tiny. More threads are no faster, and many
+# times slower as soon as another program wants the same cores.
+export OMP_NUM_THREADS ?= 1
+
 PINS := constraints/pins.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet

@@ -326,6 +326,7 @@ def draw(tops: dict[str, Spectrum], bottom: Spectrum, title: str, path: Path) ->
 def main() -> None:
     """Train, compute, print, draw."""
     begin = time.perf_counter()
+    torch.set_num_threads(1)  # the products are tiny: threads would wait for each other
     X, y, batches = load_data()
     model, loss_func = make_model(), nn.CrossEntropyLoss()
     train(model, loss_func, batches)
@@ -341,8 +342,10 @@ def main() -> None:
     G = GGNLinearOperator(model, loss_func, params, batches)
     E = EFLinearOperator(model, loss_func, params, batches)
 
+    # Lanczos multiplies the same matrix a hundred times: keep what a data pass computes
+    operators = {"Hessian": H, "GGN": G, "EF": E}
     tops, bottom = report_spectra(
-        {"Hessian": H.to_scipy(), "GGN": G.to_scipy(), "EF": E.to_scipy()}
+        {name: A.linearize().to_scipy() for name, A in operators.items()}
     )
     report_step(G, model, loss_func, X, y)
     report_trace_and_rows(H, model, loss_func, X, y)

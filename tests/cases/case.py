@@ -23,6 +23,9 @@ class Case:
         build: ``(dtype, **options) -> operator``; the options are the operator's own.
         dense: ``() ->`` the matrix in double precision.
         options: Names of the options of the operator that the contract tries.
+        variant_of: Name of the case that has the same operator computed in another way,
+            and goes through all forms of vectors for both; this one only through what
+            depends on numbers.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Case:
     build: Callable[..., LinearOperator]
     dense: Callable[[], Tensor]
     options: tuple[str, ...] = ()
+    variant_of: str | None = None
 
     def __str__(self) -> str:
         return self.name

@@ -148,12 +148,14 @@ def _case(model: Model, matrix: str, way: str) -> Case:
         return falling_back(make) if must_warn else make()
 
     is_risk = "jacobian" not in matrix
+    first = model.ways[0]
     return Case(
         f"{model.name}-{matrix}-{way}",
         KINDS[matrix],
         build,
         functools.partial(dense, model.build, matrix),
         ("chunk_size", "block_sizes") if is_risk else ("chunk_size",),
+        variant_of=None if way == first else f"{model.name}-{matrix}-{first}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Every curvature matrix of every model, linearised."""
+"""Curvature matrices, linearised."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ ROUTES = {
     "recomputed": {"memory_budget": 0},
     "graphs": {"num_products": 1},
 }
+# recording takes longer than everything else: all matrices and routes of few models
+THOROUGH = {"mlp": RISK, "layer_norm": ("hessian",), "closure": ("ggn",)}
 # what make_fx cannot record keeps autograd's graphs, with a warning
-NOT_RECORDED = ("custom_function", "checkpointed")
+NOT_RECORDED = ("counter", "running_average")
 
 
 def cases() -> Iterator[Case]:
-    """Each route for a few models, the recorded one for all."""
+    """Each route for a few models, the recorded Hessian of all."""
     for model in MODELS:
-        thorough = model.name in ("mlp", "closure", "layer_norm", "regression")
-        for matrix in (m for m in model.matrices if m in RISK):
-            for route in ROUTES if thorough else ("recorded",):
+        for matrix in THOROUGH.get(model.name, ()):
+            for route in ROUTES:
                 yield _case(model, matrix, route)
+        if model.name not in THOROUGH:
+            yield _case(model, "hessian", "recorded", variant_of="mlp-hessian-func")
 
 
-def _case(model: Model, matrix: str, route: str) -> Case:
+def _case(model: Model, matrix: str, route: str, **options: Any) -> Case:
+    may_warn = model.falls_back or model.name in NOT_RECORDED
+
     def build(dtype: torch.dtype, **options: Any) -> LinearOperator:
         with warnings.catch_warnings():
-            if model.falls_back or model.name in NOT_RECORDED:
+            if may_warn:
                 warnings.simplefilter("ignore")
             A = operator(model.build(dtype), matrix, **options)
             return A.linearize(**ROUTES[route])
@@ -45,5 +50,6 @@ def _case(model: Model, matrix: str, route: str) -> Case:
         LinearizedLinearOperator,
         build,
         functools.partial(dense, model.build, matrix),
-        ("block_sizes",) if model.name in ("mlp", "layer_norm") else (),
+        ("block_sizes",) if model.name in THOROUGH else (),
+        **options,
     )

@@ -12,9 +12,7 @@ from tests.cases.problem import bits as targets01
 
 
 def _mlp(dtype: torch.dtype, C: int = 3) -> nn.Module:
-    return seeded(
-        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, C)), dtype
-    )
+    return seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, C)), dtype)
 
 
 def mlp(dtype: torch.dtype) -> Problem:

@@ -75,7 +75,7 @@ SOFT_POSITIONS = normal(N, C, T, seed=4).softmax(1)
 LABEL_SETS = torch.tensor(
     [[0, -1, -1], [1, 2, -1], [2, 0, -1], [0, 1, 2], [1, -1, 0], [-1, 0, 1], [2, 1, -1]]
 )
-CLASS_WEIGHT = torch.tensor([0.0, 2.0, 0.5], dtype=torch.float64)
+CLASS_WEIGHT = torch.tensor([0.0, 2.0, 0.6], dtype=torch.float64)
 WEIGHT = torch.tensor([0.3, 2.0, 1.5], dtype=torch.float64)
 
 

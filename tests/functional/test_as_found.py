@@ -33,11 +33,10 @@ class Untidy(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        x = (
-            checkpoint(self.start, x, use_reentrant=False)
-            if self.checkpointing
-            else self.start(x)
-        )
+        if self.checkpointing:
+            x = checkpoint(self.start, x, use_reentrant=False)
+        else:
+            x = self.start(x)
         x = nn.functional.dropout(x, 0.1, self.training)
         random.random(), numpy.random.rand()
         return self.last(x.tanh())

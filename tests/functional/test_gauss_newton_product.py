@@ -152,6 +152,20 @@ def test_predictions_of_several_tensors():
     assert relative_error(gauss_newton_product(model, loss, {"x": X}, y, v), G @ v) < 1e-12
 
 
+def test_a_loss_without_a_second_derivative_in_torch():
+    model, X, y = classifier()
+
+    def squared_hinge(f, y):
+        others = 1 - nn.functional.one_hot(y, 3)
+        violation = (1 - f.gather(1, y[:, None]) + f).relu() * others
+        return violation.square().sum() / f.numel()
+
+    v = flat(randn_like(model.parameters()))
+    expected = dense_ggn(model, squared_hinge, X, y) @ v
+    Gv = gauss_newton_product(model, nn.MultiMarginLoss(p=2), X, y, v)
+    assert relative_error(Gv, expected) < 1e-12
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_a_loss_may_write_into_the_prediction(create_graph):
     model, X, _ = classifier()

@@ -42,17 +42,15 @@ def test_is_unbiased_and_its_error_honest(sparse):
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_probes_have_unit_covariance(sparse):
-    shapes = [torch.empty(2, dtype=torch.float64), torch.empty(1, 3, dtype=torch.float64)]
-    generator = torch.Generator().manual_seed(3)
-    n = 5_000
-    V = [torch.cat([b.reshape(-1) for b in _probe(shapes, sparse, generator)])
-         for _ in range(n)]  # fmt: skip
-    V = torch.stack(V)
+    shapes = [torch.empty(3, dtype=torch.float64), torch.empty(1, 4, dtype=torch.float64)]
+    generator, n = torch.Generator().manual_seed(3), 5_000
+    probes = (_probe(shapes, sparse, generator) for _ in range(n))
+    V = torch.stack([torch.cat([b.reshape(-1) for b in probe]) for probe in probes])
     moments = V.T @ V / n
-    assert (moments - torch.eye(5)).abs().max() < 4 * math.sqrt(1.5 / n)
+    assert (moments - torch.eye(7)).abs().max() < 4 * math.sqrt(1.5 / n)
     assert V.mean(0).abs().max() < 4 / math.sqrt(n)
     moved = (V != 0).sum(1).unique().tolist()
-    assert moved == ([2] if sparse else [5])  # 2 = ⌈5/3⌉
+    assert moved == ([3] if sparse else [7])  # 3 = ⌈7/3⌉
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -88,6 +86,15 @@ def test_a_scalar_and_an_even_diagonal_are_exact_when_sparse():
 def test_one_sample_has_no_error_bar():
     func, params = quadratic()
     assert math.isnan(hessian_trace(func, params, num_samples=1).standard_error)
+
+
+def test_the_error_is_that_of_the_mean_of_the_samples():
+    func, params = quadratic()
+    generator = torch.Generator().manual_seed(0)
+    a, b = (float(hessian_trace(func, params, 1, generator=generator)) for _ in range(2))
+    both = hessian_trace(func, params, 2, generator=generator.manual_seed(0))
+    assert both.value == pytest.approx((a + b) / 2)
+    assert both.standard_error == pytest.approx(abs(a - b) / 2)
 
 
 def test_func_is_called_once():

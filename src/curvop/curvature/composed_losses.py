@@ -120,7 +120,7 @@ def _alignments(
     states = torch.full((N, 2 * S + 1), blank, device=targets.device)
     known = torch.arange(S, device=targets.device) < sizes[:, None]
     states[:, 1::2] = torch.where(known, targets, blank)
-    may_skip = (states != blank) & (states != _delayed(states, 2, blank))
+    may_skip = states != _delayed(states, 2, blank)  # a blank between other labels
     emission = log_probs.gather(2, states.expand(len(log_probs), -1, -1))
     is_start = torch.arange(2 * S + 1, device=targets.device) < 2
     alpha = torch.where(is_start, emission[0], never)

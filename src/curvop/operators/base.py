@@ -218,6 +218,10 @@ class LinearOperator(ABC):
 
         return total(self, other, sign=-1.0)
 
+    def __rsub__(self, other: Any) -> LinearOperator:
+        """``B - A``."""
+        return (-self).__add__(other)
+
     def __neg__(self) -> LinearOperator:
         """``-A``."""
         return self * -1.0

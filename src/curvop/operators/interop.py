@@ -44,7 +44,7 @@ def as_operator(A: Any) -> LinearOperator:
                 f"Expected a real floating-point array, got {A.dtype}. Convert it with "
                 ".astype(float)."
             )
-        return DenseLinearOperator(torch.from_numpy(A))
+        return DenseLinearOperator(_tensor(A))
     if isinstance(A, SciPyOperator) or scipy.sparse.issparse(A):
         return SciPyLinearOperator(scipy.sparse.linalg.aslinearoperator(A))
     raise TypeError(
@@ -103,7 +103,7 @@ class SciPyExport(SciPyOperator):  # type: ignore[misc]
         return self._apply(self._A.T, X)
 
     def _apply(self, A: LinearOperator, x: numpy.ndarray) -> numpy.ndarray:
-        v = torch.from_numpy(numpy.ascontiguousarray(x)).to(A.device)
+        v = _tensor(x).to(A.device)
         if v.is_complex():
             # as two real columns: half precision has no complex type of its own
             parts = torch.stack([v.real, v.imag], -1).reshape(v.shape[0], -1)
@@ -118,6 +118,11 @@ class SciPyExport(SciPyOperator):  # type: ignore[misc]
     def _real(self, A: LinearOperator, v: Tensor) -> Tensor:
         Av: Tensor = A @ v.to(A.dtype)
         return Av.to(_exportable(A.dtype))
+
+
+def _tensor(x: numpy.ndarray) -> Tensor:
+    """Torch knows neither negative strides nor arrays that must not be written to."""
+    return torch.from_numpy(numpy.require(x, requirements=["C", "W"]))
 
 
 def _exportable(dtype: torch.dtype) -> torch.dtype:

@@ -77,13 +77,14 @@ class DenseLinearOperator(LinearOperator):
         is_symmetric = A.shape[0] == A.shape[1] and bool((A == A.T).all())
         if (symmetric or psd) and not is_symmetric:
             raise ValueError("Tagged as symmetric, but the matrix differs from its T.")
+        inputs = _space(domain, A.shape[1], "domain")
+        outputs = _space(codomain, A.shape[0], "codomain")
         super().__init__(
-            _space(domain, A.shape[1], "domain"),
-            _space(codomain, A.shape[0], "codomain"),
+            inputs,
+            outputs,
             dtype=A.dtype,
             device=A.device,
-            symmetric=(is_symmetric if symmetric is None else symmetric)
-            and domain == codomain,
+            symmetric=is_symmetric and inputs == outputs if symmetric is None else symmetric,
             psd=psd,
         )
         self._matrix = A
@@ -165,6 +166,7 @@ class DiagonalLinearOperator(LinearOperator):
         blocks = [diagonal] if isinstance(diagonal, Tensor) else list(diagonal)
         if not blocks:
             raise ValueError("Expected at least one block of diagonal entries.")
+        _check_match(*blocks)
         space = Space(
             tuple(b.shape for b in blocks), None if names is None else tuple(names)
         )
@@ -270,6 +272,7 @@ class LowRankLinearOperator(LinearOperator):
                     f"{tuple(coefficients.shape)}."
                 )
             c = coefficients.detach()
+        _check_match(U, c, *(() if V is None else (V,)))
         super().__init__(
             _space(None, (U if V is None else V).shape[0], "domain"),
             _space(None, U.shape[0], "codomain"),

@@ -48,10 +48,12 @@ def submatrix(A: LinearOperator, index: Any) -> LinearOperator | Tensor:
 
     Raises:
         TypeError: If an index is of an unknown kind.
-        IndexError: If an index is out of range.
+        IndexError: If an index is out of range, or there are more than two.
         ValueError: If a mask has the wrong length or a name is unknown.
     """
-    rows, cols = index if isinstance(index, tuple) else (index, slice(None))
+    rows, cols, *more = index if isinstance(index, tuple) else (index, slice(None))
+    if more:
+        raise IndexError(f"Expected one or two indices, got {2 + len(more)}.")
     i = _positions(rows, A._codomain, A.device)
     j = _positions(cols, A._domain, A.device)
     drop_row, drop_col = _is_integer(rows), _is_integer(cols)
@@ -74,10 +76,10 @@ def _is_integer(index: Any) -> bool:
 def _positions(index: Any, space: Space, device: torch.device) -> Tensor:
     """Flat positions that an index selects, as ``int64`` on ``device``."""
     N = space.dim
-    if isinstance(index, slice):
-        return torch.arange(N, device=device)[index]
     if isinstance(index, str):
-        return torch.arange(N, device=device)[space.index(index)]
+        index = space.index(index)
+    if isinstance(index, slice):
+        return torch.tensor(range(N)[index], dtype=torch.int64, device=device)
     if isinstance(index, Sequence) and index and isinstance(index[0], str):
         return torch.cat([_positions(name, space, device) for name in index])
     try:
