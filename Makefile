@@ -2,11 +2,11 @@
 # versions of constraints/pins.txt. Repeated runs skip what is up to date.
 #
 #   make demo PYTHON=python3.12            another interpreter
-#   make test PYTEST_ARGS="-k hessian -x"  options for pytest
+#   make test PYTEST_ARGS="-k hessian -x"  other options for pytest
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 
 # The matrices of tests and examples are tiny. More threads are no faster, and many
 # times slower as soon as another program wants the same cores.

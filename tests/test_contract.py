@@ -393,7 +393,7 @@ def test_chunk_sizes_agree(case: Case) -> None:
 def test_block_sizes(case: Case) -> None:
     sizes = [s.numel() for s in case.operator().domain]
     n = len(sizes)
-    X = random(sum(sizes), 2)
+    x = random(sum(sizes))
     for block_sizes in {(1,) * n, (n - n // 2, n // 2)}:
         A = case.operator(block_sizes=list(block_sizes), **case.unchecked)
         ends = numpy.cumsum(block_sizes)
@@ -401,7 +401,7 @@ def test_block_sizes(case: Case) -> None:
         D = block_diagonal(case.truth(), parts)
         assert A.shape == tuple(D.shape)
         assert (A.symmetric, A.psd) == (case.operator().symmetric, case.operator().psd)
-        assert error(A @ X, D @ X) <= TOLERANCE
+        assert error(A @ x, D @ x) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", in_single_precision, ids=str)

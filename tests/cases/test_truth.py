@@ -33,6 +33,13 @@ def _change(problem: Problem, of: Callable[[], Tensor], v: Tensor) -> Tensor:
     return (8 * near - far) / (12 * step)
 
 
+def _direction(model: Model, problem: Problem) -> Tensor:
+    v = random(sum(p.numel() for p in problem.tensors))
+    if model.name == "embedding":
+        v[: problem.tensors[0].shape[1]] = 0  # the padding row: constant by decree
+    return v
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_hessian_is_the_change_of_the_gradient(model: Model) -> None:
     problem = model.build(torch.float64)
@@ -43,7 +50,7 @@ def test_hessian_is_the_change_of_the_gradient(model: Model) -> None:
         loss = problem.loss(problem.predict(), problem.y)
         return gradient(loss, problem.tensors)
 
-    v = random(sum(p.numel() for p in problem.tensors))
+    v = _direction(model, problem)
     with sdpa_kernel(SDPBackend.MATH):
         change = _change(problem, slope, v)
     assert error(change, dense(model.build, "hessian") @ v) <= 1e-7
@@ -54,6 +61,6 @@ def test_hessian_is_the_change_of_the_gradient(model: Model) -> None:
 )
 def test_jacobian_is_the_change_of_the_prediction(model: Model) -> None:
     problem = model.build(torch.float64)
-    v = random(sum(p.numel() for p in problem.tensors))
+    v = _direction(model, problem)
     change = _change(problem, lambda: problem.predict().flatten(), v)
     assert error(change, dense(model.build, "jacobian") @ v) <= 1e-7

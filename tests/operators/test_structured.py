@@ -118,12 +118,12 @@ def test_representation_names_shape_type_and_tags() -> None:
         (
             lambda: DiagonalLinearOperator([torch.ones(1)], names=["a", "b"]),
             ValueError,
-            "name",
+            r"1 blocks, got \['a', 'b'\]",
         ),
         (
             lambda: IdentityLinearOperator([(1,), (1,)], names=["a", "a"]),
             ValueError,
-            "name",
+            "name of its own",
         ),
         (lambda: IdentityLinearOperator([]), ValueError, "at least one block"),
         (lambda: BlockDiagonalLinearOperator([]), ValueError, "at least one"),

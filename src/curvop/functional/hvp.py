@@ -21,7 +21,7 @@ def exact_hvp(
     .. math:: H v = ∇_θ ⟨∇_θ f(θ), v⟩
 
     by double backward (Pearlmutter, "Fast exact multiplication by the Hessian", 1994):
-    three to four times the cost of a gradient, right through every layer.
+    about four times the cost of a gradient, right through every layer.
 
     Nothing is touched: neither ``.grad`` nor the random generators, nor the buffers of
     the modules that ``func`` refers to. A random ``func`` (dropout) thus draws the same

@@ -32,6 +32,14 @@ class Space:
     shapes: tuple[Size, ...]
     names: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse names that do not tell the blocks apart."""
+        if self.names is not None and len(set(self.names)) != len(self.shapes):
+            raise ValueError(
+                f"Expected a name of its own for each of {len(self.shapes)} blocks, got "
+                f"{list(self.names)}."
+            )
+
     @property
     def sizes(self) -> list[int]:
         """Number of entries of each block."""

@@ -44,6 +44,15 @@ def _check_matrix(A: Tensor, name: str) -> None:
         raise ValueError(f"Expected {name} with 2 dimensions, got {tuple(A.shape)}.")
 
 
+def _check_alike(tensors: Sequence[Tensor]) -> None:
+    first = tensors[0]
+    for t in tensors[1:]:
+        if t.dtype != first.dtype:
+            raise TypeError(f"Expected one dtype, got {first.dtype} and {t.dtype}.")
+        if t.device != first.device:
+            raise ValueError(f"Expected one device, got {first.device} and {t.device}.")
+
+
 class DenseLinearOperator(LinearOperator):
     """A matrix that is stored.
 
@@ -166,7 +175,7 @@ class DiagonalLinearOperator(LinearOperator):
         blocks = [diagonal] if isinstance(diagonal, Tensor) else list(diagonal)
         if not blocks:
             raise ValueError("Expected at least one block of diagonal entries.")
-        _check_match(*blocks)
+        _check_alike(blocks)
         space = Space(
             tuple(b.shape for b in blocks), None if names is None else tuple(names)
         )
@@ -272,7 +281,7 @@ class LowRankLinearOperator(LinearOperator):
                     f"{tuple(coefficients.shape)}."
                 )
             c = coefficients.detach()
-        _check_match(U, c, *(() if V is None else (V,)))
+        _check_alike([U, c] if V is None else [U, V, c])
         super().__init__(
             _space(None, (U if V is None else V).shape[0], "domain"),
             _space(None, U.shape[0], "codomain"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Size, Tensor
 
@@ -82,6 +83,8 @@ def _positions(index: Any, space: Space, device: torch.device) -> Tensor:
         return torch.tensor(range(N)[index], dtype=torch.int64, device=device)
     if isinstance(index, Sequence) and index and isinstance(index[0], str):
         return torch.cat([_positions(name, space, device) for name in index])
+    if isinstance(index, numpy.ndarray):
+        index = index.copy()  # torch knows no negative strides
     try:
         where = torch.as_tensor(index, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
