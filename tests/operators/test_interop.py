@@ -96,9 +96,7 @@ def test_refusals(matrix: Any, kind: type[Exception], message: str) -> None:
 # ------------------------------------------------------------------------ tags
 
 
-@pytest.mark.parametrize(
-    ("assume", "psd"), [(assume_symmetric, False), (assume_psd, True)]
-)
+@pytest.mark.parametrize(("assume", "psd"), [(assume_symmetric, False), (assume_psd, True)])
 def test_assumed_tags(assume: Any, psd: bool) -> None:
     S = scipy.sparse.csr_array((d.T @ d).astype(float))
     A = assume(S)
@@ -112,7 +110,9 @@ def test_assumed_tags(assume: Any, psd: bool) -> None:
 
 
 def test_assumed_tags_keep_blocks_and_names() -> None:
-    B = DiagonalLinearOperator([torch.tensor([1.0]), torch.tensor([-1.0])], names=["a", "b"])
+    B = DiagonalLinearOperator(
+        [torch.tensor([1.0]), torch.tensor([-1.0])], names=["a", "b"]
+    )
     A = assume_psd(B)
     assert A.psd
     assert A.domain_names == ("a", "b")

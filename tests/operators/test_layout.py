@@ -105,7 +105,7 @@ def test_kinds_that_do_not_fit(A: LinearOperator, x: object, expected: str) -> N
 
 
 def test_arrays_from_the_left_are_refused(A: LinearOperator) -> None:
-    with pytest.raises(TypeError, match="torch.from_numpy"):
+    with pytest.raises(TypeError, match=r"torch\.from_numpy"):
         numpy.ones(8) @ A
 
 

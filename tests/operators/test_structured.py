@@ -44,9 +44,7 @@ def test_signs_decide_on_psd() -> None:
     assert not DiagonalLinearOperator(torch.tensor([1.0, -1.0])).psd
     U = random(3, 2)
     assert LowRankLinearOperator(U, coefficients=torch.tensor([1.0, 0.0]).double()).psd
-    assert not LowRankLinearOperator(
-        U, coefficients=torch.tensor([1.0, -1.0]).double()
-    ).psd
+    assert not LowRankLinearOperator(U, coefficients=torch.tensor([1.0, -1.0]).double()).psd
     assert not LowRankLinearOperator(U, U).symmetric  # by identity, not by value
 
 

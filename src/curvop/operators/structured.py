@@ -93,7 +93,9 @@ class DenseLinearOperator(LinearOperator):
             outputs,
             dtype=A.dtype,
             device=A.device,
-            symmetric=is_symmetric and inputs == outputs if symmetric is None else symmetric,
+            symmetric=is_symmetric and inputs == outputs
+            if symmetric is None
+            else symmetric,
             psd=psd,
         )
         self._matrix = A
