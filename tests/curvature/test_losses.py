@@ -110,7 +110,16 @@ def test_opaque_mean_that_is_not_over_examples_is_refused(
 ) -> None:
     case = LossCase("opaque", loss, y, shape, reduction="mean")
     with pytest.raises(ValueError, match=r"not a mean over examples.*reduction=<callable"):
-        operator(name, case, [range(N)], "backpack")
+        operator(name, case, [range(N), range(N)], "backpack")
+    # one batch needs no putting together
+    A, D = operator(name, case, [range(N)], "backpack").to_dense(), truth(name, case)
+    assert (A - D).norm() <= 1e-10 * D.norm()
+
+
+def test_opaque_mean_that_is_called_a_sum_is_refused() -> None:
+    case = LossCase("sum", lambda p, y: F.cross_entropy(p, y), LABELS, reduction="sum")
+    with pytest.raises(ValueError, match=r"reduction='sum' is not a sum over examples"):
+        operator("hessian", case, PARTS, "backpack")
 
 
 def test_opaque_mean_is_checked_on_every_batch() -> None:

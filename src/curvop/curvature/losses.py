@@ -267,8 +267,6 @@ def _scalar(loss_func: LossFunction) -> LossFunction:
 
 def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
     """A callable of which only the scalar is known; "mean" is over the data."""
-    if reduction == "sum":
-        return Loss("sum", _scalar(loss_func), None, sum_divisor, False, _trust)
 
     def on(prediction: Any, y: Any, rows: slice) -> Tensor:
         cut = (nested.map_tensors(lambda t: t[rows], part) for part in (prediction, y))
@@ -281,18 +279,22 @@ def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
             first, rest = (on(prediction, y, s) for s in (slice(a), slice(a, n)))
         except (IndexError, RuntimeError, ValueError):
             return  # cannot be cut: nothing to compare with
-        if a and not _close(value * n, first * a + rest * (n - a)):
+        is_sum = reduction == "sum"
+        together = first + rest if is_sum else (first * a + rest * (n - a)) / n
+        if a and not _close(value, together):
             raise ValueError(
-                f"{_name(loss_func)} with reduction='mean' is not a mean over examples "
-                "(weights, ignored targets or sequences of different length?), so that "
-                "batches cannot be put together. Pass the torch loss itself, a callable "
-                "with a keyword reduction, or reduction=<callable (prediction, y) -> "
-                "what the loss divides by>."
+                f"{_name(loss_func)} with reduction={reduction!r} is not a {reduction} over "
+                "examples (weights, ignored targets, sequences of different length, a term "
+                "of its own?), so that batches cannot be put together. Pass the torch "
+                "loss itself, a callable with a keyword reduction, or reduction=<callable "
+                "(prediction, y) -> what the loss divides by>."
             )
 
     def examples(prediction: Any, y: Any) -> float:
         return float(_num_examples(prediction))
 
+    if reduction == "sum":
+        return Loss("sum", _scalar(loss_func), None, sum_divisor, False, verify)
     return _with_divisor(loss_func, examples, verify)
 
 
