@@ -283,7 +283,7 @@ def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
         together = first + rest if is_sum else (first * a + rest * (n - a)) / n
         if a and not _close(value, together):
             raise ValueError(
-                f"{_name(loss_func)} with reduction={reduction!r} is not a {reduction} over "
+                f"{_name(loss_func)} with reduction={reduction!r} is no {reduction} over "
                 "examples (weights, ignored targets, sequences of different length, a term "
                 "of its own?), so that batches cannot be put together. Pass the torch "
                 "loss itself, a callable with a keyword reduction, or reduction=<callable "
