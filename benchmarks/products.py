@@ -152,7 +152,8 @@ def main() -> None:
         "cores": os.cpu_count(),
         "threads": 1,
         "python": platform.python_version(),
-        **{p: version(p) for p in ("torch", "curvop", "curvlinops-for-pytorch")},
+        "curvop": curvop.__version__,
+        **{p: version(p) for p in ("torch", "curvlinops-for-pytorch")},
     }
     RESULTS.mkdir(exist_ok=True)
     record = {"machine": machine, "repetitions": args.repetitions, "rows": rows}

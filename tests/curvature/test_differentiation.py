@@ -553,3 +553,47 @@ def test_precision_of_sums_over_batches(cls: Any, way: str) -> None:
     data = [(X.to(dtype), Y.to(dtype))] * many
     A = build(cls, model.to(dtype), data=data, differentiation=way)
     assert dense.relative_error(A.to_dense(), B) <= BOUNDS[dtype]
+
+
+class Mistaken(torch.autograd.Function):
+    """A square whose forward mode has the wrong slope."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * slope
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x.abs() * tangent
+
+
+def test_forward_mode_that_disagrees_with_reverse_mode_is_left() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(Mistaken.apply(self.first(x)))
+
+    torch.manual_seed(0)
+    net = Net()
+    data = [(torch.randn(5, 3).double(), torch.randn(5, 2).double())]
+    args = (net, nn.MSELoss(), list(net.parameters()), data)
+    with pytest.warns(UserWarning, match="forward and reverse mode disagree"):
+        G = GGNLinearOperator(*args)
+    right = GGNLinearOperator(*args, differentiation="backpack").to_dense()
+    assert (G.to_dense() - right).norm() <= 1e-12 * right.norm()

@@ -28,6 +28,7 @@ from curvop.curvature.losses import Loss, as_loss
 from curvop.curvature.parameters import as_parameters
 from curvop.curvature.reduction import Divisor, total_divisor
 from curvop.curvature.surroundings import surroundings
+from curvop.curvature.symmetry import check_symmetric
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
 
@@ -279,8 +280,12 @@ class CurvatureLinearOperator(LinearOperator):
         K = V[0].shape[0]
         op: CurvatureLinearOperator = self
         for X, y in batches:
-            op, (product, (batch_loss, batch_share)) = op._matmat_one(X, y, first or V)
-            first = None
+            if first is None:
+                op, (product, tally) = op._matmat_one(X, y, V)
+            else:
+                op, (product, tally) = op._matmat_one(X, y, first, is_probe=True)
+                first = None
+            batch_loss, batch_share = tally
             for total, part in zip(sums, product, strict=True):
                 total += part[:K]
             loss += batch_loss
@@ -288,12 +293,21 @@ class CurvatureLinearOperator(LinearOperator):
         return [*sums, loss, share], op
 
     def _matmat_one(
-        self, X: Any, y: Any, V: Blocks
+        self, X: Any, y: Any, V: Blocks, *, is_probe: bool = False
     ) -> tuple[CurvatureLinearOperator, tuple[Blocks, Aux]]:
-        """The product of one batch, and the operator for the next: it knows the way."""
-        ways, result = first_that_works(
-            self._ways, lambda way: self._with(_ways=(way,))._matmat_blocks(X, y, V)
-        )
+        """The product of one batch, and the operator for the next: it knows the way.
+
+        A probe of two columns also drops a way whose product is not symmetric: forward
+        mode ignores what some rules of reverse mode know.
+        """
+
+        def attempt(way: Differentiation) -> tuple[Blocks, Aux]:
+            product, tally = self._with(_ways=(way,))._matmat_blocks(X, y, V)
+            if is_probe and way is not self._ways[-1]:
+                check_symmetric(V, product)
+            return product, tally
+
+        ways, result = first_that_works(self._ways, attempt)
         return self._with(_ways=ways), result
 
     def _matmat_blocks(self, X: Any, y: Any, V: Blocks) -> tuple[Blocks, Aux]:
