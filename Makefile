@@ -32,6 +32,10 @@ demo: $(VENV)/.ready-examples ## curvature of a network trained on digits, with 
 test: $(VENV)/.ready-test ## the whole test suite, doctests and README included
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: bench
+bench: $(VENV)/.ready-bench ## products side by side with curvlinops; takes minutes
+	@$(BIN)/python -W ignore benchmarks/products.py --write
+
 .PHONY: lint
 lint: $(VENV)/.ready-dev ## style and formatting, changes nothing
 	$(BIN)/ruff check .
