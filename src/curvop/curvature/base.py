@@ -18,7 +18,7 @@ from curvop.curvature.data import Data
 from curvop.curvature.determinism import check_deterministic as check
 from curvop.curvature.differentiation import (
     Aux,
-    Differentiation,
+    RiskDifferentiation,
     Way,
     candidates,
     first_that_works,
@@ -124,6 +124,7 @@ class CurvatureLinearOperator(LinearOperator):
         self._process_group = process_group
         self._blocks = _as_blocks(block_sizes, len(self._parameters.tensors))
         _warn_of_batch_statistics(model_func, self._data)
+        self._ways: tuple[RiskDifferentiation, ...]
         self._ways = candidates(differentiation, self._parameters)
         if check_deterministic:
             with surroundings(self._data):
@@ -198,7 +199,7 @@ class CurvatureLinearOperator(LinearOperator):
     # ------------------------------------------------ what subclasses build on
 
     @property
-    def _differentiate(self) -> Differentiation:
+    def _differentiate(self) -> RiskDifferentiation:
         """The way to differentiate."""
         return self._ways[0]
 
@@ -239,7 +240,7 @@ class CurvatureLinearOperator(LinearOperator):
 
     def _sum_over_batches(
         self, V: Blocks, *, checked_with: Blocks | None = None
-    ) -> tuple[list[Tensor], tuple[Differentiation, ...]]:
+    ) -> tuple[list[Tensor], tuple[RiskDifferentiation, ...]]:
         """Summed product, loss and divisor over all batches and ranks.
 
         Args:
@@ -301,7 +302,7 @@ class CurvatureLinearOperator(LinearOperator):
         mode ignores what some rules of reverse mode know.
         """
 
-        def attempt(way: Differentiation) -> tuple[Blocks, Aux]:
+        def attempt(way: RiskDifferentiation) -> tuple[Blocks, Aux]:
             product, tally = self._with(_ways=(way,))._matmat_blocks(X, y, V)
             if is_probe and way is not self._ways[-1]:
                 check_symmetric(V, product)

@@ -12,7 +12,7 @@ from curvop.curvature.graph import check_used
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
-    from curvop.curvature.differentiation import Differentiation
+    from curvop.curvature.differentiation import RiskDifferentiation
     from curvop.curvature.jacobian import JacobianLinearOperator
     from curvop.operators.layout import Blocks
 
@@ -43,7 +43,7 @@ def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
 
 def check_deterministic(
     op: CurvatureLinearOperator,
-) -> tuple[Differentiation, ...]:
+) -> tuple[RiskDifferentiation, ...]:
     """Multiply a fixed vector twice and compare.
 
     The generators run on from the first pass to the second, so that dropout and

@@ -21,8 +21,8 @@ Result = TypeVar("Result")
 Way = Literal["auto", "func", "backpack"]
 
 
-class Differentiation(Protocol):
-    """Products with derivatives of ``f(θ) -> (outputs, aux)`` at the parameters.
+class RiskDifferentiation(Protocol):
+    """Products with second derivatives of ``f(θ) -> (outputs, aux)`` at the parameters.
 
     ``V`` are blocks ``[K, *n_i]`` over the parameters, ``U`` blocks ``[K, *m_i]`` over
     the outputs. ``aux`` is data that ``f`` computes on the way.
@@ -49,6 +49,10 @@ class Differentiation(Protocol):
         and ``middle`` compute on the way is returned together.
         """
 
+
+class Differentiation(RiskDifferentiation, Protocol):
+    """Products with Jacobians, too."""
+
     def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
         """``J V``, blocks ``[K, *m_i]``."""
 
@@ -56,6 +60,9 @@ class Differentiation(Protocol):
         self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
     ) -> Blocks:
         """``Jᵀ U``, blocks ``[K, *n_i]``, for ``U`` that may depend on the outputs."""
+
+
+AnyWay = TypeVar("AnyWay", bound=RiskDifferentiation)
 
 
 def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:
@@ -86,8 +93,8 @@ def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:
 
 
 def first_that_works(
-    ways: tuple[Differentiation, ...], attempt: Callable[[Differentiation], Result]
-) -> tuple[tuple[Differentiation, ...], Result]:
+    ways: tuple[AnyWay, ...], attempt: Callable[[AnyWay], Result]
+) -> tuple[tuple[AnyWay, ...], Result]:
     """Try one way after the other, and warn where the first one does not do.
 
     Args:

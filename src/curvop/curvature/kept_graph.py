@@ -11,7 +11,6 @@ from torch import Tensor
 from curvop.curvature.columns import ChunkSize
 from curvop.curvature.differentiation import (
     Aux,
-    Cotangents,
     Differentiable,
     Middle,
     Outputs,
@@ -82,16 +81,6 @@ class KeptGraph:
             W, aux = middle(tuple(o.detach() for o in outputs), U)
             product = apply_each(lambda w: pull(outputs, leaves, w), W)
             return product, (*on_the_way, *aux)
-
-    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
-        """As in :meth:`sandwich`."""
-        raise NotImplementedError
-
-    def vjp(
-        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
-    ) -> Blocks:
-        """Reverse mode."""
-        raise NotImplementedError
 
 
 def _transposed(outputs: Outputs, params: Outputs, u: Outputs) -> tuple[Tensor, ...]:

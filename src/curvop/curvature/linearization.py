@@ -99,7 +99,6 @@ def linearize(
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
         # whatever the route: its first product must be the one just computed
         right = local[:-2]
-        reason = "fewer products than recording costs"
         if num_products >= REPAYS and op._parameters.functional:
             try:
                 pieces, nbytes = _recorded(op, batches, memory_budget, batch_size)

@@ -20,7 +20,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from curvop.curvature.columns import ChunkSize
 from curvop.curvature.differentiation import (
     Aux,
-    Cotangents,
     Differentiable,
     Middle,
     only_tensor,
@@ -71,18 +70,6 @@ class Recordable:
         W, aux = middle(outputs, [u[None] for u in U])
         _, pull = vjp(lambda *p: f(p)[0], *at.tensors)  # type: ignore[misc]
         return [b[None] for b in pull(tuple(w[0] for w in W))], (*on_the_way, *aux)
-
-    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
-        """Forward mode."""
-        v = tuple(b[0] for b in V)
-        return [u[None] for u in jvp(lambda *p: f(p)[0], at.tensors, v)[1]]
-
-    def vjp(
-        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
-    ) -> Blocks:
-        """Reverse mode."""
-        outputs, pull = vjp(lambda *p: f(p)[0], *at.tensors)  # type: ignore[misc]
-        return [b[None] for b in pull(tuple(u[0] for u in U(outputs)))]
 
 
 @dataclass(frozen=True)
