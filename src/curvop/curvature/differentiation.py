@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from curvop.curvature.columns import Apply, ChunkSize
@@ -125,11 +126,9 @@ def first_that_works(
 
 def concatenate(parts: Sequence[Blocks]) -> Blocks:
     """Chunks of columns put together."""
-    from torch import cat
-
     if len(parts) == 1:
         return list(parts[0])
-    return [cat(blocks) for blocks in zip(*parts, strict=True)]
+    return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
 
 
 def apply_each(apply: Apply, V: Blocks) -> Blocks:

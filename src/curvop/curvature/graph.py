@@ -1,7 +1,8 @@
-"""Plain autograd on a graph that is kept: one column at a time."""
+"""Plain autograd on a graph: gradients and pull-backs, zero where nothing depends."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,29 +51,51 @@ def check_used(prediction: Any, at: Parameters) -> None:
         raise ValueError(UNUSED)
 
 
-def gradient(output: Tensor, params: Tensors) -> Tensors:
-    """The gradient as a graph, to be differentiated again; zero where unused."""
-    if not output.requires_grad:
-        return tuple(torch.zeros_like(p) for p in params)
-    return torch.autograd.grad(
-        output, params, create_graph=True, allow_unused=True, materialize_grads=True
-    )
+def gradient(
+    output: Tensor, params: Sequence[Tensor], *, create_graph: bool = True
+) -> list[Tensor]:
+    """The gradient, by default to be differentiated again; zero where unused."""
+    one = [torch.ones_like(output)]
+    return pullback([output], params, one, create_graph=create_graph, keep=create_graph)
 
 
-def pull(outputs: Tensors, params: Tensors, U: Blocks, *, keep: bool = True) -> Blocks:
-    """``Jᵀ u`` for one column ``[1, *m_i]``; what depends on nothing adds nothing.
+def pullback(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    *,
+    create_graph: bool,
+    keep: bool,
+) -> list[Tensor]:
+    """``Jᵀ u`` for outputs in a graph; what depends on nothing adds nothing.
 
     Args:
         outputs: Tensors in a graph.
-        params: Tensors that the graph starts from.
-        U: Cotangents.
-        keep: Whether the graph serves further columns.
+        inputs: Tensors that the graph starts from.
+        cotangents: ``u``, one for each output.
+        create_graph: Whether the answer can be differentiated.
+        keep: Whether the graph serves again; otherwise its memory is freed on the way.
     """
-    used = [(o, u[0]) for o, u in zip(outputs, U, strict=True) if o.requires_grad]
+    used = [(o, u) for o, u in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not used:
-        return [torch.zeros_like(p)[None] for p in params]
+        return [torch.zeros_like(p) for p in inputs]
     outs, us = zip(*used, strict=True)
     grads = torch.autograd.grad(
-        outs, params, us, retain_graph=keep, allow_unused=True, materialize_grads=True
+        outs,
+        inputs,
+        us,
+        create_graph=create_graph,
+        retain_graph=keep,
+        allow_unused=True,
+        materialize_grads=True,
     )
+    return list(grads)
+
+
+def pull(
+    outputs: Sequence[Tensor], params: Tensors, U: Blocks, *, keep: bool = True
+) -> Blocks:
+    """``Jᵀ u`` for one column ``[1, *m_i]``; by default the graph serves further ones."""
+    u = [column[0] for column in U]
+    grads = pullback(outputs, params, u, create_graph=False, keep=keep)
     return [g[None] for g in grads]

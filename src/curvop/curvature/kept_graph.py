@@ -17,7 +17,7 @@ from curvop.curvature.differentiation import (
     apply_each,
     only_tensor,
 )
-from curvop.curvature.graph import gradient, in_graph, pull
+from curvop.curvature.graph import gradient, in_graph, pull, pullback
 from curvop.curvature.parameters import Parameters
 from curvop.operators.layout import Blocks
 
@@ -51,7 +51,7 @@ class KeptGraph:
     ) -> tuple[Blocks, Aux]:
         """Second backward pass through the gradient."""
 
-        def build() -> tuple[Outputs, Outputs, Aux]:
+        def build() -> tuple[list[Tensor], Outputs, Aux]:
             outputs, aux = f(params)
             return gradient(only_tensor(in_graph(outputs, at)), params), params, aux
 
@@ -69,11 +69,12 @@ class KeptGraph:
     ) -> tuple[Blocks, Aux]:
         """``J v`` by transposing the graph of ``u ↦ Jᵀ u``, ``Jᵀ`` by reverse mode."""
 
-        def build() -> tuple[Outputs, Outputs, Outputs, Outputs, Aux]:
+        def build() -> tuple[Outputs, Outputs, list[Tensor], Outputs, Aux]:
             outputs, on_the_way = f(params)
             in_graph(outputs, at)
             u = tuple(torch.zeros_like(o).requires_grad_() for o in outputs)
-            return outputs, u, _transposed(outputs, params, u), params, on_the_way
+            Jt_u = pullback(outputs, params, u, create_graph=True, keep=True)
+            return outputs, u, Jt_u, params, on_the_way
 
         with torch.enable_grad(), at.leaves() as params:
             outputs, u, Jt_u, leaves, on_the_way = self._once(build)
@@ -81,19 +82,3 @@ class KeptGraph:
             W, aux = middle(tuple(o.detach() for o in outputs), U)
             product = apply_each(lambda w: pull(outputs, leaves, w), W)
             return product, (*on_the_way, *aux)
-
-
-def _transposed(outputs: Outputs, params: Outputs, u: Outputs) -> tuple[Tensor, ...]:
-    """``Jᵀ u`` as a graph over ``u``."""
-    used = [(o, c) for o, c in zip(outputs, u, strict=True) if o.requires_grad]
-    if not used:
-        return tuple(torch.zeros_like(p) for p in params)
-    outs, cotangents = zip(*used, strict=True)
-    return torch.autograd.grad(
-        outs,
-        params,
-        cotangents,
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )

@@ -151,9 +151,7 @@ def _record(
 ) -> Replay:
     """Record the product of one batch as a function of parameters, data and vector."""
     n, d = len(params), len(data)
-    moving = [
-        b[0].to(p) for b, p in zip(probe([p[None] for p in params]), params, strict=True)
-    ]
+    moving = [b[0] for b in probe([p[None] for p in params])]
 
     def product(*tensors: Tensor) -> list[Tensor]:
         fresh = iter(tensors[n : n + d])

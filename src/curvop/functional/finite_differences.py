@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from curvop.functional.autodiff import evaluate, gradient
+from curvop.curvature.graph import gradient
 from curvop.functional.evaluation import as_found
 from curvop.functional.structure import Structure, parameters, vector
+from curvop.functional.value import evaluate
 
 
 def approximate_hvp(

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature.composed_losses import composed
+from curvop.curvature.graph import gradient, pullback
 from curvop.curvature.nested import differentiable, refill
-from curvop.functional.autodiff import gradient, pull, scalar
 from curvop.functional.evaluation import differentiable_twice
 from curvop.functional.structure import Structure, trainable, vector
+from curvop.functional.value import scalar
 
 
 def gauss_newton_product(
@@ -62,8 +63,8 @@ def gauss_newton_product(
         prediction = model(x)
         outputs = differentiable(prediction)
         u = [torch.zeros_like(o).requires_grad_() for o in outputs]
-        Jt_u = pull(outputs, ps, u, create_graph=True, keep=True)
-        Jv = pull(Jt_u, u, vs, **further)
+        Jt_u = pullback(outputs, ps, u, create_graph=True, keep=True)
+        Jv = pullback(Jt_u, u, vs, **further)
 
         # the loss as a function of the prediction: reverse over reverse, since losses
         # such as mse_loss have no forward mode over their backward
@@ -71,8 +72,8 @@ def gauss_newton_product(
         copies = [o.clone() for o in f]  # a loss may write into its argument
         loss = scalar(composed(loss_fn)(refill(prediction, copies), y))
         g = gradient(loss, f, create_graph=True)
-        HJv = pull(g, f, Jv, **further)
-        return answer(pull(outputs, ps, HJv, **further))
+        HJv = pullback(g, f, Jv, **further)
+        return answer(pullback(outputs, ps, HJv, **further))
 
 
 def _leaf(t: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from curvop.curvature.composed_losses import composed
-from curvop.functional.autodiff import evaluate, gradient, pull, scalar
+from curvop.curvature.graph import gradient, pullback
 from curvop.functional.evaluation import differentiable_twice
 from curvop.functional.structure import Structure, parameters, trainable, vector
+from curvop.functional.value import evaluate, scalar
 
 
 def exact_hvp(
@@ -54,7 +55,7 @@ def exact_hvp(
     with differentiable_twice(ps, func, again=create_graph):
         g = gradient(evaluate(func), ps, create_graph=True)
         # the Hessian is symmetric: its product is a pull-back of the gradient
-        return answer(pull(g, ps, vs, create_graph=create_graph, keep=create_graph))
+        return answer(pullback(g, ps, vs, create_graph=create_graph, keep=create_graph))
 
 
 def model_hvp(
@@ -102,4 +103,4 @@ def model_hvp(
     with differentiable_twice(ps, model, loss_fn, again=create_graph):
         loss = scalar(composed(loss_fn)(model(x), y))
         g = gradient(loss, ps, create_graph=True)
-        return answer(pull(g, ps, vs, create_graph=create_graph, keep=create_graph))
+        return answer(pullback(g, ps, vs, create_graph=create_graph, keep=create_graph))

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor
 
+from curvop.curvature.graph import gradient, pullback
 from curvop.estimate import Estimate
-from curvop.functional.autodiff import evaluate, gradient, pull
 from curvop.functional.evaluation import differentiable_twice
 from curvop.functional.structure import Structure, parameters
+from curvop.functional.value import evaluate
 
 # Share of the coordinates that a sparse probe moves (Achlioptas, 2003).
 DENSITY = 1 / 3
@@ -82,7 +83,7 @@ def hessian_trace(
         samples = []
         for _ in range(num_samples):
             v = _probe(ps, sparse, generator)
-            samples.append(_dot(v, pull(g, ps, v, create_graph=False, keep=True)))
+            samples.append(_dot(v, pullback(g, ps, v, create_graph=False, keep=True)))
     values = torch.tensor(samples, dtype=torch.float64)
     error = float(values.std()) / math.sqrt(num_samples) if num_samples > 1 else math.nan
     return Estimate(float(values.mean()), error, num_samples)

@@ -1,11 +1,10 @@
-"""Values, gradients and pull-backs of a user's function by plain autograd."""
+"""The value of a user's function, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -50,44 +49,3 @@ def scalar(value: Any) -> Tensor:
             "and the data."
         )
     return value.reshape(())
-
-
-def gradient(
-    value: Tensor, params: Sequence[Tensor], *, create_graph: bool
-) -> list[Tensor]:
-    """Gradient of a scalar; zero where it depends on nothing."""
-    one = torch.ones_like(value)
-    return pull([value], params, [one], create_graph=create_graph, keep=create_graph)
-
-
-def pull(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    cotangents: Sequence[Tensor],
-    *,
-    create_graph: bool,
-    keep: bool,
-) -> list[Tensor]:
-    """``Jᵀ u`` for outputs in a graph; what depends on nothing adds nothing.
-
-    Args:
-        outputs: Tensors in a graph.
-        inputs: Tensors that the graph starts from.
-        cotangents: ``u``, one for each output.
-        create_graph: Whether the answer can be differentiated.
-        keep: Whether the graph serves again; otherwise its memory is freed on the way.
-    """
-    used = [(o, u) for o, u in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    if not used:
-        return [torch.zeros_like(p) for p in inputs]
-    outs, us = zip(*used, strict=True)
-    grads = torch.autograd.grad(
-        outs,
-        inputs,
-        us,
-        create_graph=create_graph,
-        retain_graph=keep,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return list(grads)
