@@ -1,0 +1,141 @@
+"""The state of a long run on disk, written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from curvop.operators import LinearOperator, as_operator
+
+State = dict[str, Any]
+"""Tensors, numbers, strings, booleans, ``None``, and lists, tuples and dicts of them."""
+
+# Written every so many products, hence the most that a killed run repeats.
+EVERY = 5
+
+
+class Checkpoint:
+    """A file that a run can be continued from.
+
+    Without a path nothing is written and nothing is found, so that an algorithm reads
+    the same with a checkpoint and without one.
+
+    A run belongs to its problem: the name and settings of the algorithm, its tensors
+    (a right-hand side, say), and the matrix. Settings and tensors are hashed. The
+    matrix is known by one product with a fixed vector, equal to rounding.
+
+    Args:
+        path: The file, or ``None``.
+        A: The matrix; multiplied once if there is a path.
+        problem: Everything else that the result depends on: the name of the algorithm,
+            its settings, right-hand sides, the state of the generator.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     A = as_operator(torch.eye(2))
+    ...     file = Checkpoint(Path(folder) / "run.pt", A, {"algorithm": "power", "k": 1})
+    ...     file.save({"iteration": 3, "v": torch.ones(2)})
+    ...     file.load()["iteration"]
+    3
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        A: LinearOperator,
+        problem: Mapping[str, Any],
+    ) -> None:
+        self._path = None if path is None else Path(path)
+        if self._path is None:
+            return
+        A = as_operator(A)
+        if not self._path.parent.is_dir():
+            raise ValueError(
+                f"Expected a checkpoint in a directory that exists, got {self._path}. "
+                "Make its directory first."
+            )
+        self._problem = {name: _digest(value) for name, value in problem.items()}
+        N = A.shape[1]
+        v = torch.randn(N, generator=Generator().manual_seed(N), dtype=torch.float64)
+        self._product = (A @ v.to(A.device, A.dtype)).detach().cpu()
+
+    @property
+    def num_matvecs(self) -> int:
+        """Products that it took to know the matrix."""
+        return 0 if self._path is None else 1
+
+    def load(self) -> State | None:
+        """The state that was written last, or ``None`` if there is none.
+
+        Raises:
+            ValueError: If the file belongs to another problem, or is no checkpoint.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        mend = f"Give another path, or remove {self._path} to start anew."
+        try:
+            stored = torch.load(self._path, weights_only=True, map_location="cpu")
+            problem, product = stored["problem"], stored["product"]
+            state: State = stored["state"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as e:
+            raise ValueError(
+                f"Expected a checkpoint, got a file that cannot be read as one. {mend}"
+            ) from e
+        differing = sorted(
+            name
+            for name in {*problem, *self._problem}
+            if problem.get(name) != self._problem.get(name)
+        )
+        if not differing and not _same(product, self._product):
+            differing = ["the matrix"]
+        if differing:
+            raise ValueError(
+                "Expected a checkpoint of this problem, got one that differs in "
+                f"{', '.join(differing)}. {mend}"
+            )
+        return state
+
+    def save(self, state: State) -> None:
+        """Write the state: after a crash at any moment the old file or the new is there."""
+        if self._path is None:
+            return
+        stored = {"problem": self._problem, "product": self._product, "state": state}
+        part = self._path.with_name(self._path.name + ".part")
+        try:
+            with open(part, "wb") as file:
+                torch.save(stored, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self._path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def due(self, before: int, after: int) -> bool:
+        """Whether to write, when products went from ``before`` to ``after`` in number."""
+        return self._path is not None and after // EVERY > before // EVERY
+
+
+def _digest(value: Any) -> str:
+    """Hash of a setting; of every bit of a tensor."""
+    if isinstance(value, Tensor):
+        t = value.detach().cpu().contiguous()
+        data = t.reshape(-1).view(torch.uint8).numpy().tobytes()
+        value = f"{t.dtype}{tuple(t.shape)}{hashlib.sha256(data).hexdigest()}"
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two products are equal to rounding, which depends on threads and devices."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    tolerance: float = torch.finfo(a.dtype).eps ** 0.75  # far above rounding
+    a, b = a.double(), b.double()
+    return float((a - b).norm()) <= tolerance * max(float(a.norm()), float(b.norm()))
