@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp, vmap
 
+from curvop.curvature.calls import Calls
 from curvop.curvature.columns import ChunkSize, at, chunks
 from curvop.curvature.differentiation import (
     Aux,
@@ -20,7 +21,7 @@ from curvop.curvature.differentiation import (
     concatenate,
     only_tensor,
 )
-from curvop.curvature.graph import gradient, pull
+from curvop.curvature.graph import pull
 from curvop.curvature.parameters import Parameters, constant
 from curvop.operators.layout import Blocks
 
@@ -107,9 +108,9 @@ class TorchFunc:
 def _hessian_of_one(f: Differentiable, at_: Parameters, v: Blocks) -> tuple[Blocks, Aux]:
     """One column needs no vmap, hence none of functorch's layers: plain autograd."""
     with torch.enable_grad(), at_.leaves() as params:
-        outputs, aux = f(params)
-        g = gradient(only_tensor(outputs), params)
-        return pull(g, params, v, keep=False), aux
+        with Calls(params) as calls:
+            outputs, aux = f(params)
+        return calls.hessian(only_tensor(outputs), v), aux
 
 
 def _sandwich_of_one(
