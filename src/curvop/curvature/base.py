@@ -6,7 +6,7 @@ import copy
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,7 +59,8 @@ class CurvatureLinearOperator(LinearOperator):
         data: A re-iterable of mini-batches ``(X, y)``: tensors, or nested tuples, lists
             and mappings of tensors. They are moved to the device of the parameters.
         progressbar: Show a bar over the mini-batches of each product.
-        check_deterministic: Multiply twice on construction and compare.
+        check_deterministic: Pass over the data twice on construction and compare loss
+            and gradient; also checks what is assumed about a loss of your own.
         num_data: Number of data, checked at each pass.
         batch_size_fn: Function of ``X`` that tells the number of data in a batch; by
             default the leading axis.
@@ -221,7 +222,7 @@ class CurvatureLinearOperator(LinearOperator):
             V = leading(M)
             if V[0].shape[0] == 0:
                 return M
-            (*product, loss, share), _ = self._sum_over_batches(V)
+            *product, loss, share = self._sum_over_batches(V)
             Z = self._divisor(loss, share)
             return trailing([(b / Z).to(self.dtype) for b in product])
 
@@ -238,38 +239,19 @@ class CurvatureLinearOperator(LinearOperator):
             )
         return total_divisor(self._loss.reduction, share)
 
-    def _sum_over_batches(
-        self, V: Blocks, *, checked_with: Blocks | None = None
-    ) -> tuple[list[Tensor], tuple[RiskDifferentiation, ...]]:
+    def _sum_over_batches(self, V: Blocks) -> list[Tensor]:
         """Summed product, loss and divisor over all batches and ranks.
 
         Args:
             V: What to multiply onto, ``[K, *n_i]``.
-            checked_with: In a first pass, several columns that begin with ``V``. They
-                are multiplied onto the first batch, since a way to differentiate that
-                supports one column need not support several. What was assumed about the
-                loss is checked on each batch.
-
-        Returns:
-            The sums, and the ways to differentiate that remain: the first one worked.
         """
-        batches = self._data.batches(f"{type(self).__name__} @")
-        # of a callable only its additivity is assumed: one batch needs no adding
-        alone = self._loss.terms is None and self._data.num_batches == 1
-        if checked_with is not None and not self._loss.is_trusted and not alone:
-            batches = self._verified(batches)
-        sums, op = self._sum_over(batches, V, checked_with)
-        return all_reduce(sums, self._process_group), op._ways
+        sums, _ = self._sum_over(self._data.batches(f"{type(self).__name__} @"), V)
+        return all_reduce(sums, self._process_group)
 
     def _sum_over(
-        self, batches: Iterable[tuple[Any, Any]], V: Blocks, first: Blocks | None = None
+        self, batches: Iterable[tuple[Any, Any]], V: Blocks
     ) -> tuple[list[Tensor], CurvatureLinearOperator]:
         """Summed product, loss and divisor of these batches.
-
-        Args:
-            batches: Pairs ``(X, y)``.
-            V: What to multiply onto, ``[K, *n_i]``.
-            first: Columns for the first batch, which begin with ``V``.
 
         Returns:
             The sums, and the operator that knows which way to differentiate works.
@@ -278,17 +260,11 @@ class CurvatureLinearOperator(LinearOperator):
         sums = [torch.zeros_like(v, dtype=wide) for v in V]
         loss = torch.zeros((), dtype=wide, device=self.device)
         share = torch.zeros((), dtype=torch.float64, device=self.device)
-        K = V[0].shape[0]
         op: CurvatureLinearOperator = self
         for X, y in batches:
-            if first is None:
-                op, (product, tally) = op._matmat_one(X, y, V)
-            else:
-                op, (product, tally) = op._matmat_one(X, y, first, is_probe=True)
-                first = None
-            batch_loss, batch_share = tally
+            op, (product, (batch_loss, batch_share)) = op._matmat_one(X, y, V)
             for total, part in zip(sums, product, strict=True):
-                total += part[:K]
+                total += part
             loss += batch_loss
             share += batch_share
         return [*sums, loss, share], op
@@ -333,13 +309,6 @@ class CurvatureLinearOperator(LinearOperator):
         other = copy.copy(self)
         other.__dict__.update(fields)
         return other
-
-    def _verified(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """The batches, each after a check of what was assumed about the loss."""
-        for X, y in batches:
-            with torch.no_grad():
-                self._loss.verify(self._predict(self._parameters.tensors, X), y)
-            yield X, y
 
 
 def _as_blocks(block_sizes: Sequence[int] | None, n: int) -> tuple[slice, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
@@ -24,24 +24,63 @@ class Call:
     Attributes:
         weight: Position of ``W`` among the parameters.
         bias: Position of ``b``, or ``None`` where it is missing or a constant.
+        weight_shape: Shape of ``W``.
         z: What goes in.
+        shape: The shape of ``a``.
         edge: Where the gradient with respect to ``a`` arrives. A tensor would not do:
-            the next layer may write to it in place.
+            the next layer may write to it in place. ``None`` once the graph is gone.
         function: The function of ``torch.nn.functional``.
         options: Its further arguments.
     """
 
     weight: int
     bias: int | None
+    weight_shape: Size
     z: Tensor
-    edge: GradientEdge
+    shape: Size
+    edge: GradientEdge | None
     function: Any
     options: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Numbers that come out for one datum."""
+        return self.shape[1:].numel()
+
+    @property
+    def multiplications(self) -> int:
+        """Multiplications for one datum."""
+        return self.size * self.weight_shape[1:].numel()
 
     def push(self, V: Tensor, c: Tensor | None) -> Tensor:
         """``V z + c``: how ``a`` moves with the parameters."""
         out: Tensor = self.function(self.z, V, c, **self.options)
         return out
+
+    def outer(self, u: Tensor, W: Tensor) -> Tensor:
+        """``Σ u ⊗ z`` for a convolution: the gradient of its weight; of ``W`` the shape."""
+        d = W.ndim - 2
+        stride, padding, dilation = (
+            [n] * d if isinstance(n, int) else list(n)
+            for n in (self.options.get(key, value) for key, value in _DEFAULTS)
+        )
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            u,
+            self.z,
+            W,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * d,
+            self.options.get("groups", 1),
+            [False, True, False],
+        )[1]
+        return gradient
+
+
+_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
 
 
 @dataclass(eq=False)
@@ -53,12 +92,12 @@ class Calls(TorchFunctionMode):
 
     Attributes:
         params: The parameters, as the model will be handed them.
-        noted: The calls so far.
+        calls: The calls so far.
         leaves: Leaves in place of parameters, with the positions of those.
     """
 
     params: Sequence[Tensor]
-    noted: list[Call] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     leaves: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,7 +112,8 @@ class Calls(TorchFunctionMode):
         if func is not F.linear and func not in _CONVOLUTIONS:
             return func(*args, **kwargs)
         bound = _arguments(func, args, kwargs)
-        weight = self._position(bound.pop("weight"))
+        W = bound.pop("weight")
+        weight = self._position(W)
         if weight is None or isinstance(bound.get("padding"), str):
             return func(*args, **kwargs)
         z, b = bound.pop("input"), bound.pop("bias")
@@ -85,8 +125,21 @@ class Calls(TorchFunctionMode):
             **bound,
         )
         if a.requires_grad:  # not so in the first pass of activation checkpointing
-            self.noted.append(Call(weight, bias, z, get_gradient_edge(a), func, bound))
+            self.calls.append(
+                Call(weight, bias, W.shape, z, a.shape, get_gradient_edge(a), func, bound)
+            )
         return a
+
+    def multiplications(self) -> int:
+        """Those of a product forward and back for one datum, in these layers alone.
+
+        Where ``z`` is data, neither its tangent nor its gradient is needed.
+        """
+        return sum((4 if c.z.requires_grad else 2) * c.multiplications for c in self.calls)
+
+    def edges(self) -> list[Any]:
+        """Where the gradients with respect to the outputs arrive."""
+        return [call.edge for call in self.calls]
 
     def hessian(self, loss: Tensor, v: Blocks) -> Blocks:
         """``∇²loss v`` for one column ``[1, *n_i]``, by double backward.
@@ -99,11 +152,10 @@ class Calls(TorchFunctionMode):
         V = [column[0] for column in v]
         pushed = [
             call.push(V[call.weight], None if call.bias is None else V[call.bias])
-            for call in self.noted
+            for call in self.calls
         ]
-        edges = [call.edge for call in self.noted]
         deltas = torch.autograd.grad(
-            loss, [*edges, *self.params], create_graph=True, allow_unused=True
+            loss, [*self.edges(), *self.params], create_graph=True, allow_unused=True
         )
         pairs = list(zip(deltas, [*pushed, *V], strict=True))
         # d<δ, Vz + c> = <dδ, Vz + c> + <δ, V dz>
@@ -114,7 +166,7 @@ class Calls(TorchFunctionMode):
         outs, us = zip(*moving, strict=True)
         inputs = [*self.params, *self.leaves.values()]
         slopes = torch.autograd.grad(outs, inputs, us, allow_unused=True)
-        product = list(slopes[: len(V)])
+        product: list[Tensor | None] = list(slopes[: len(V)])
         for i, slope in zip(self.leaves, slopes[len(V) :], strict=True):
             product[i] = _sum(product[i], slope)
         return [

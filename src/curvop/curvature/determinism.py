@@ -1,4 +1,4 @@
-"""The determinism check: an outside observer that multiplies twice."""
+"""The determinism check: an outside observer that passes over the data twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import nested
-from curvop.curvature.graph import check_used
+from curvop.curvature.distributed import all_reduce
+from curvop.curvature.graph import check_used, gradient
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
@@ -44,7 +45,12 @@ def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
 def check_deterministic(
     op: CurvatureLinearOperator,
 ) -> tuple[RiskDifferentiation, ...]:
-    """Multiply a fixed vector twice and compare.
+    """Pass over the data twice and compare loss and gradient.
+
+    Whatever is random in data or model shows in the gradient, which is much cheaper than
+    a product. Products decide only where gradients differ: a gradient may vanish by
+    cancellation between data, so that nothing but rounding is left of it. The first batch
+    is also multiplied, which tells the ways to differentiate that the model supports.
 
     The generators run on from the first pass to the second, so that dropout and
     shuffling show; the caller restores them.
@@ -56,24 +62,64 @@ def check_deterministic(
         The ways to differentiate that the model supports.
 
     Raises:
-        NonDeterministicError: If the products differ, with what differed and where.
+        NonDeterministicError: If the passes differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
     two = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
     two = [b.to(op.dtype) for b in two]
-    v = [b[:1] for b in two]
-    first, ways = op._sum_over_batches(v, checked_with=two)
-    settled = op._with(_ways=ways)
+    first, settled = _gradient(op, two)
     settled._divisor(*first[-2:])
-    if not any(bool(b.any()) for b in first[:-2]):
-        check_closure(op)
-    second, _ = settled._sum_over_batches(v)
+    second, _ = _gradient(settled)
     # summed in single precision at least, but computed in that of the parameters
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
-    *product, loss, share = _differences(first, second, rounding)
-    if any(product) or loss or share:
-        raise NonDeterministicError(_diagnosis(settled, product, loss, share))
-    return ways
+    *gradient, loss, share = _differences(first, second, rounding)
+    if any(gradient) or loss or share:
+        v = [b[:1] for b in two]
+        first, second = (settled._sum_over_batches(v) for _ in range(2))
+        *product, _, _ = _differences(first, second, rounding)
+        if any(product) or loss or share:
+            raise NonDeterministicError(_diagnosis(settled, product, loss, share))
+    return settled._ways
+
+
+def _gradient(
+    op: CurvatureLinearOperator, probes: Blocks | None = None
+) -> tuple[list[Tensor], CurvatureLinearOperator]:
+    """Gradient, loss and divisor, summed over all batches and ranks.
+
+    Args:
+        op: The operator.
+        probes: In a first pass, columns to multiply onto the first batch. What was
+            assumed about the loss is then checked on each batch.
+
+    Returns:
+        The sums, and the operator that knows which way to differentiate works.
+    """
+    wide = torch.promote_types(op.dtype, torch.float32)  # sums of half precision
+    tensors = op._parameters.tensors
+    sums = [torch.zeros_like(p, dtype=wide, requires_grad=False) for p in tensors]
+    sums.append(torch.zeros((), dtype=wide, device=op.device))
+    sums.append(torch.zeros((), dtype=torch.float64, device=op.device))
+    # of a callable only its additivity is assumed: one batch needs no adding
+    alone = op._loss.terms is None and op._data.num_batches == 1
+    verify = probes is not None and not op._loss.is_trusted and not alone
+    for X, y in op._data.batches("determinism check"):
+        if probes is not None:
+            op, (product, _) = op._matmat_one(X, y, probes, is_probe=True)
+            probes = None
+            if not any(bool(b.any()) for b in product):
+                check_closure(op)
+        with torch.enable_grad(), op._parameters.leaves() as params:
+            prediction = op._predict(params, X)
+            loss = op._loss.total(prediction, y)
+            tally = op._tally(prediction, y, loss)
+            parts = [*gradient(loss, params, create_graph=False), *tally]
+        if verify:
+            with torch.no_grad():
+                op._loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
+        for total, part in zip(sums, parts, strict=True):
+            total += part.detach()
+    return all_reduce(sums, op._process_group), op
 
 
 def check_closure(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:

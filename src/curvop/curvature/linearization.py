@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature import nested
-from curvop.curvature.columns import leading, trailing
+from curvop.curvature.columns import ChunkSize, at, chunks, leading, trailing
 from curvop.curvature.determinism import probe, tolerance
+from curvop.curvature.differentiation import concatenate
 from curvop.curvature.distributed import all_reduce
+from curvop.curvature.factored import Factoring, NotFactorableError
 from curvop.curvature.kept_graph import KeptGraph
 from curvop.curvature.merging import Batch, merge
 from curvop.curvature.replay import Replay
+from curvop.curvature.rows import ROWS_BYTES, dense_rows
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.tracing import Recordable, bind, record
 from curvop.operators.base import LinearOperator
@@ -34,6 +38,8 @@ MERGED_ROWS = 1024
 MERGED_BYTES = 16 * 2**20
 
 Piece = Callable[[Blocks], Blocks]  # the product of one batch, [K, *n_i] -> [K, *n_i]
+Derivation = Callable[..., tuple[list[Piece], int]]
+Form = Literal["rows", "factored", "recorded", "graphs"]
 
 
 @final
@@ -44,7 +50,13 @@ class LinearizedLinearOperator(LinearOperator):
     """
 
     def __init__(
-        self, op: CurvatureLinearOperator, pieces: Sequence[Piece], Z: Tensor, nbytes: int
+        self,
+        op: CurvatureLinearOperator,
+        pieces: Sequence[Piece],
+        Z: Tensor,
+        nbytes: int,
+        form: Form,
+        seconds: float,
     ) -> None:
         super().__init__(
             op._domain,
@@ -58,11 +70,28 @@ class LinearizedLinearOperator(LinearOperator):
         self._pieces = tuple(pieces)
         self._Z = Z
         self._nbytes = nbytes
+        self._form = form
+        self._seconds = seconds
         self._versions = _versions(op._parameters.watched)
 
     def nbytes(self) -> int:
         """Bytes that are kept beyond parameters and data."""
         return self._nbytes
+
+    @property
+    def form(self) -> Form:
+        """What is kept.
+
+        ``"rows"``: the rows of the Jacobian. ``"factored"``: inputs and derivatives of
+        each linear layer, whose products they are. ``"recorded"``: the part of the
+        product that depends on parameters and data only. ``"graphs"``: autograd's.
+        """
+        return self._form
+
+    @property
+    def setup_seconds(self) -> float:
+        """Seconds that it took to linearise."""
+        return self._seconds
 
     def _matmat(self, M: Blocks) -> Blocks:
         if _versions(self._op._parameters.watched) != self._versions:
@@ -93,32 +122,95 @@ def linearize(
 ) -> LinearizedLinearOperator:
     """Implements :meth:`CurvatureLinearOperator.linearize`."""
     v = [b.to(op.dtype) for b in probe([p.detach()[None] for p in op._parameters.tensors])]
+    start = time.perf_counter()
     with surroundings(op._data):
         batches = list(op._data.batches("linearize"))
         local, op = op._sum_over(batches, v)
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
-        # whatever the route: its first product must be the one just computed
+        # whatever the form: its first product must be the one just computed
         right = local[:-2]
+        forms: dict[Form, Derivation] = {"graphs": _graphs}
         if num_products >= REPAYS and op._parameters.functional:
+            forms = {"rows": _rows, "factored": _factored, "recorded": _recorded, **forms}
+        for form, derive in forms.items():
             try:
-                pieces, nbytes = _recorded(op, batches, memory_budget, batch_size)
+                pieces, nbytes = derive(op, batches, v, memory_budget, batch_size)
                 _verify(pieces, v, right)
-                return LinearizedLinearOperator(op, pieces, Z, nbytes)
+                break
             except Exception as error:
+                if form == "graphs":
+                    raise
+                if form != "recorded":
+                    continue
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(
                     f"The product cannot be recorded ({reason}). The linearised operator "
                     "keeps autograd's graphs instead.",
                     stacklevel=3,
                 )
-        pieces, nbytes = _graphs(op, batches, v, memory_budget)
-        _verify(pieces, v, right)
-    return LinearizedLinearOperator(op, pieces, Z, nbytes)
+    seconds = time.perf_counter() - start
+    return LinearizedLinearOperator(op, pieces, Z, nbytes, form, seconds)
+
+
+def _rows(
+    op: CurvatureLinearOperator,
+    batches: Sequence[Batch],
+    v: Blocks,
+    budget: int | None,
+    batch_size: int | None,
+) -> tuple[list[Piece], int]:
+    """The rows of the Jacobian, where they are so few that multiplying them is cheaper."""
+    _expect_one_block(op)
+    kept = []
+    limit = ROWS_BYTES if budget is None else budget
+    for X, y in batches:
+        kept.append(dense_rows(op, X, y, v, limit))
+        limit -= kept[-1].J.nbytes
+    nbytes = sum(rows.J.nbytes + rows.B.nbytes for rows in kept)
+    return [rows.product for rows in kept], nbytes
+
+
+def _factored(
+    op: CurvatureLinearOperator,
+    batches: Sequence[Batch],
+    v: Blocks,
+    budget: int | None,
+    batch_size: int | None,
+) -> tuple[list[Piece], int]:
+    """The factors of each layer, where they take fewer multiplications."""
+    _expect_one_block(op)
+    pieces: list[Piece] = []
+    seen = _held(op, batches)
+    total = 0
+    for X, y in _merged(op, batches, batch_size):
+        way = Factoring()
+        op._with(_ways=(way,))._matmat_blocks(X, y, v)
+        assert way.factors is not None
+        new = _storages(way.factors.tensors(), besides=seen)
+        seen |= new.keys()
+        total += sum(new.values())
+        if budget is not None and total > budget:
+            raise NotFactorableError("the factors do not fit the budget")
+        pieces.append(_in_chunks(way.factors.product, op._chunk_size))
+    return pieces, total
+
+
+def _expect_one_block(op: CurvatureLinearOperator) -> None:
+    if len(op._blocks) > 1:
+        raise NotFactorableError("the matrix is block-diagonal")
+
+
+def _in_chunks(product: Piece, chunk: ChunkSize) -> Piece:
+    def piece(V: Blocks) -> Blocks:
+        return concatenate([product(at(V, c)) for c in chunks(V[0].shape[0], chunk)])
+
+    return piece
 
 
 def _recorded(
     op: CurvatureLinearOperator,
     batches: Sequence[Batch],
+    v: Blocks,
     budget: int | None,
     batch_size: int | None,
 ) -> tuple[list[Piece], int]:
@@ -183,6 +275,7 @@ def _graphs(
     batches: Sequence[Batch],
     v: Blocks,
     budget: int | None,
+    batch_size: int | None,
 ) -> tuple[list[Piece], int]:
     """Double backward with autograd's graphs kept, as far as the budget allows."""
     pieces: list[Piece] = []
