@@ -137,25 +137,33 @@ class CurvatureLinearOperator(LinearOperator):
         *,
         num_products: int = 100,
         batch_size: int | None = None,
+        compile: bool | str = False,
     ) -> LinearizedLinearOperator:
         """The same matrix, with the work of a data pass kept for many products.
 
-        The product is recorded once per shape of batch and split: what depends on
-        parameters and data only runs once and is kept, what depends on the vector is
-        replayed. Small batches are put together. Models that cannot be recorded keep
-        autograd's graphs instead. The first product is compared with the operator's own.
-        The operator itself keeps nothing; the value that is returned holds the data.
+        GGN and empirical Fisher keep the rows of the Jacobian where those are few, or
+        the factors ``δ ⊗ z`` of each linear layer and convolution where that takes fewer
+        multiplications: a product then needs no pass through the network. Otherwise the
+        product is recorded once per shape of batch and split: what depends on parameters
+        and data only runs once and is kept, what depends on the vector is replayed.
+        Small batches are put together. Models that cannot be recorded keep autograd's
+        graphs instead. Whatever the form, its first product is compared with the
+        operator's own. The operator itself keeps nothing; the value that is returned
+        holds the data.
 
         Args:
             memory_budget: Bytes to keep at most, beyond parameters and data; what does
                 not fit is recomputed at each product. By default everything is kept.
             num_products: Number of products to come. Recording is chosen only when they
                 repay it.
-            batch_size: Number of data up to which batches are put together; 256 by
-                default.
+            batch_size: Number of data up to which batches are put together; by default
+                as many as the caches hold.
+            compile: Compile the recorded product with ``torch.compile``, ``True`` or the
+                name of a backend; several columns are compiled when they first come.
 
         Returns:
-            An operator with ``nbytes()``. It refuses to multiply once a parameter has
+            An operator that tells ``nbytes()``, ``form``, ``setup_seconds`` and
+            ``compile_seconds``. It refuses to multiply once a parameter has
             been changed in place.
 
         Raises:
@@ -176,6 +184,7 @@ class CurvatureLinearOperator(LinearOperator):
             memory_budget=memory_budget,
             num_products=num_products,
             batch_size=batch_size,
+            compile=compile,
         )
 
     # ---------------------------------------------------- what subclasses do

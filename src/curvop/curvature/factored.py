@@ -8,20 +8,33 @@ Jacobian of datum ``n`` is ``Σ_t δ_t ⊗ z_t``: the layer's input ``z`` and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from curvop.curvature.calls import Call, Calls
-from curvop.curvature.columns import ChunkSize
-from curvop.curvature.differentiation import Aux, Differentiable, Middle, Outputs
+from curvop.curvature.columns import ChunkSize, at, chunks
+from curvop.curvature.differentiation import (
+    Aux,
+    Differentiable,
+    Middle,
+    Outputs,
+    concatenate,
+)
 from curvop.curvature.double_backward import DoubleBackward
+from curvop.curvature.keeping import Effort, Kept, Piece, held, merged, storages
+from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters
 from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
 
 # What streams from memory costs so many times what a matrix product does, per number.
 STREAM = 16
@@ -61,6 +74,38 @@ class Factors:
         return [*self.Ds, self.B, *(call.z for call in self.calls)]
 
 
+def factored(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, effort: Effort
+) -> Kept:
+    """Keep the factors of each layer, where they take fewer multiplications.
+
+    Raises:
+        NotFactorableError: If there are none, or they take more or too much memory.
+    """
+    if len(op._blocks) > 1:
+        raise NotFactorableError("the matrix is block-diagonal")
+    pieces: list[Piece] = []
+    seen, total = held(op, batches), 0
+    for X, y in merged(op, batches, effort.batch_size):
+        way = Factoring()
+        op._with(_ways=(way,))._matmat_blocks(X, y, v)
+        assert way.factors is not None
+        new = storages(way.factors.tensors(), besides=seen)
+        seen |= new.keys()
+        total += sum(new.values())
+        if not effort.allows(total):
+            raise NotFactorableError("the factors take too much memory")
+        pieces.append(_in_chunks(way.factors.product, op._chunk_size))
+    return Kept(pieces, total)
+
+
+def _in_chunks(product: Piece, chunk: ChunkSize) -> Piece:
+    def piece(V: Blocks) -> Blocks:
+        return concatenate([product(at(V, c)) for c in chunks(V[0].shape[0], chunk)])
+
+    return piece
+
+
 class Factoring:
     """Finds the factors of one batch: handed to an operator as its way to differentiate.
 
@@ -73,15 +118,15 @@ class Factoring:
         self.factors: Factors | None = None
 
     def hessian(
-        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
+        self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
         """That of the loss in the prediction, for the middle."""
-        return DoubleBackward().hessian(f, at, V, chunk)
+        return DoubleBackward().hessian(f, at_, V, chunk)
 
     def sandwich(
         self,
         f: Differentiable,
-        at: Parameters,
+        at_: Parameters,
         V: Blocks,
         middle: Middle,
         chunk: ChunkSize,
@@ -91,7 +136,7 @@ class Factoring:
         Raises:
             NotFactorableError: If there are none, or a pass through the network is cheaper.
         """
-        with torch.enable_grad(), at.leaves() as params:
+        with torch.enable_grad(), at_.leaves() as params:
             with Calls(params) as noted:
                 outputs, on_the_way = f(params)
             N, R = _check(noted, outputs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,14 @@ from curvop.curvature.differentiation import (
     only_tensor,
 )
 from curvop.curvature.graph import gradient, in_graph, pull, pullback
+from curvop.curvature.keeping import Effort, Kept, Piece, held, noted
+from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.surroundings import surroundings
 from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
 
 
 class KeptGraph:
@@ -82,3 +88,41 @@ class KeptGraph:
             W, aux = middle(tuple(o.detach() for o in outputs), U)
             product = apply_each(lambda w: pull(outputs, leaves, w), W)
             return product, (*on_the_way, *aux)
+
+
+def graphs(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, effort: Effort
+) -> Kept:
+    """Double backward with autograd's graphs kept, as far as the budget allows."""
+    pieces: list[Piece] = []
+    total = 0
+    besides = held(op, batches)
+    for X, y in batches:
+        saved: dict[int, int] = {}
+        piece = _graph_piece(op, X, y, KeptGraph())
+        with noted(saved, besides=besides):
+            piece(v)
+        if not effort.allows(total + sum(saved.values())):
+            piece = _scratch_piece(op, X, y)
+        else:
+            total += sum(saved.values())
+        pieces.append(piece)
+    return Kept(pieces, total)
+
+
+def _graph_piece(op: CurvatureLinearOperator, X: Any, y: Any, kept: KeptGraph) -> Piece:
+    bound = op._with(_ways=(kept,))
+
+    def piece(V: Blocks) -> Blocks:
+        with surroundings(op._data):
+            return kept.product(lambda: bound._matmat_blocks(X, y, V)[0])
+
+    return piece
+
+
+def _scratch_piece(op: CurvatureLinearOperator, X: Any, y: Any) -> Piece:
+    def piece(V: Blocks) -> Blocks:
+        with surroundings(op._data):
+            return op._matmat_blocks(X, y, V)[0]
+
+    return piece

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +16,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from curvop.curvature.columns import at
 from curvop.curvature.determinism import differ
 from curvop.curvature.differentiation import apply_each, concatenate
-from curvop.curvature.tracing import Recording, simplify
+from curvop.curvature.rewriting import fuse
+from curvop.curvature.tracing import Call, Recording, simplify
 from curvop.operators.layout import Blocks
 
 # Columns that one replay takes: Python overhead is amortised, memory stays bounded.
 CHUNK = 8
+# They are kept together unless that was so many times slower: timings are noisy.
+SLOWER = 1.2
 
 _CONVOLUTIONS = {
     torch.ops.aten.convolution.default,
@@ -30,12 +36,24 @@ class Replay:
 
     The graph for several columns is recorded when they first come, and remembered; what
     the object computes does not depend on it.
+
+    Args:
+        recording: The product.
+        compiler: A backend of ``torch.compile`` for the part that is replayed.
     """
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, compiler: str | None = None) -> None:
         self._primal = recording.primal
         self._tangent = recording.tangent
-        self._wide: dict[int, fx.GraphModule | None] = {}
+        self._single = copy.deepcopy(recording.tangent)  # what is fused has no batch rule
+        fuse(self._single)
+        self._compile: Callable[[fx.GraphModule], Call] = _as_it_is
+        if compiler is not None:
+            self._compile = partial(
+                torch.compile, fullgraph=True, dynamic=False, backend=compiler
+            )
+        self._run_single = self._compile(self._single)
+        self._wide: dict[int, Call | None] = {}
         # a batched convolution costs more per column than columns one by one
         targets = {n.target for n in recording.tangent.graph.nodes}
         self._chunk = 1 if targets & _CONVOLUTIONS else CHUNK
@@ -44,6 +62,12 @@ class Replay:
         """Run the primal part on parameters and data."""
         with torch.no_grad():
             return list(self._primal(*static))
+
+    def warm_up(self, kept: Sequence[Tensor], v: Blocks) -> float:
+        """Seconds that the first run takes beyond the second: those of the compiler."""
+        with torch.no_grad():
+            first, second = (_seconds(lambda: self._one(kept, v)) for _ in range(2))
+        return max(first - second, 0.0)
 
     def with_kept(self, kept: Sequence[Tensor]) -> Callable[[Blocks], Blocks]:
         """The product for a batch whose primal part is kept."""
@@ -74,10 +98,10 @@ class Replay:
         return list(wide(*kept, *V))
 
     def _one(self, kept: Sequence[Tensor], v: Blocks) -> Blocks:
-        return [b[None] for b in self._tangent(*kept, *(column[0] for column in v))]
+        return [b[None] for b in self._run_single(*kept, *(column[0] for column in v))]
 
-    def _widen(self, kept: Sequence[Tensor], V: Blocks) -> fx.GraphModule | None:
-        """The tangent part for several columns at once, if vmap gets it right."""
+    def _widen(self, kept: Sequence[Tensor], V: Blocks) -> Call | None:
+        """The tangent part for several columns at once, if that is right and pays."""
 
         def columns(*tensors: Tensor) -> Any:
             fixed, moving = tensors[: len(kept)], tensors[len(kept) :]
@@ -85,6 +109,27 @@ class Replay:
 
         graph = make_fx(functionalize(columns))(*kept, *V)
         simplify(graph)
-        together, singly = graph(*kept, *V), apply_each(lambda v: self._one(kept, v), V)
-        agree = not any(differ(a, b) for a, b in zip(together, singly, strict=True))
-        return graph if agree else None
+        fuse(graph)
+
+        run = self._compile(graph)
+
+        def together() -> Blocks:
+            return list(run(*kept, *V))
+
+        def singly() -> Blocks:
+            return apply_each(lambda v: self._one(kept, v), V)
+
+        pairs = zip(together(), singly(), strict=True)  # which also warms up
+        agree = not any(differ(a, b) for a, b in pairs)
+        pays = agree and _seconds(together) < SLOWER * _seconds(singly)
+        return run if pays else None
+
+
+def _as_it_is(graph: fx.GraphModule) -> Call:
+    return graph
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

@@ -15,6 +15,8 @@ from curvop.curvature.calls import Calls
 from curvop.curvature.columns import ChunkSize
 from curvop.curvature.differentiation import Aux, Differentiable, Middle
 from curvop.curvature.factored import STREAM, NotFactorableError
+from curvop.curvature.keeping import Effort, Kept
+from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.torch_func import TorchFunc
 from curvop.operators.layout import Blocks
@@ -49,7 +51,26 @@ class Rows:
             return [u.reshape(v.shape) for u, v in zip(flat, V, strict=True)]
 
 
-def dense_rows(op: CurvatureLinearOperator, X: Any, y: Any, V: Blocks, limit: int) -> Rows:
+def rows(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, effort: Effort
+) -> Kept:
+    """Keep the rows of the Jacobian, where multiplying them is cheaper than a pass.
+
+    Raises:
+        NotFactorableError: If it is not, or the rows take too much memory.
+    """
+    if len(op._blocks) > 1:
+        raise NotFactorableError("the matrix is block-diagonal")
+    limit = ROWS_BYTES if effort.memory_budget is None else effort.memory_budget
+    pieces, total = [], 0
+    for X, y in batches:
+        kept = _rows(op, X, y, v, limit - total)
+        pieces.append(kept.product)
+        total += kept.J.nbytes + kept.B.nbytes
+    return Kept(pieces, total)
+
+
+def _rows(op: CurvatureLinearOperator, X: Any, y: Any, V: Blocks, limit: int) -> Rows:
     """The rows of one batch, its data taken one by one.
 
     Args:

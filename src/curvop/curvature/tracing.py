@@ -25,6 +25,7 @@ from curvop.curvature.differentiation import (
     only_tensor,
 )
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.rewriting import alike, rewrite
 from curvop.operators.layout import Blocks
 
 Call = Callable[..., list[Tensor]]
@@ -123,7 +124,7 @@ def simplify(graph: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
             continue
-        if node.target is aten.copy.default and _alike(*node.args[:2]):
+        if node.target is aten.copy.default and alike(*node.args[:2]):
             node.replace_all_uses_with(node.args[1])  # functionalize leaves them behind
             graph.graph.erase_node(node)
             continue
@@ -135,15 +136,7 @@ def simplify(graph: fx.GraphModule) -> None:
             node.replace_all_uses_with(twin)
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two nodes are known to be tensors of one shape and type."""
-    p, q = (n.meta.get("tensor_meta") if isinstance(n, fx.Node) else None for n in (a, b))
-    if p is None or q is None:
-        return False
-    return bool(p.shape == q.shape and p.dtype == q.dtype)
+    rewrite(graph)
 
 
 def _writes(node: fx.Node) -> bool:

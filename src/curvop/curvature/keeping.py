@@ -1,0 +1,103 @@
+"""What a linearised operator keeps of each batch, and how much memory it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from curvop.curvature import nested
+from curvop.curvature.merging import Batch, merge
+from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+
+# Small batches are merged up to this many data and bytes of activations: Python overhead
+# is negligible there, and what is larger falls out of the processor's caches.
+MERGED_ROWS = 1024
+MERGED_BYTES = 16 * 2**20
+
+Piece = Callable[[Blocks], Blocks]  # the product of one batch, [K, *n_i] -> [K, *n_i]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far to go.
+
+    Attributes:
+        memory_budget: Bytes to keep at most, if there is a limit.
+        batch_size: Number of data up to which batches are merged, unless automatic.
+        compiler: A backend of ``torch.compile``, if any.
+    """
+
+    memory_budget: int | None
+    batch_size: int | None
+    compiler: str | None
+
+    def allows(self, nbytes: int) -> bool:
+        """Whether so much may be kept."""
+        return self.memory_budget is None or nbytes <= self.memory_budget
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept.
+
+    Attributes:
+        pieces: The product of each batch.
+        nbytes: Bytes beyond parameters and data.
+        compile_seconds: Seconds that a compiler took.
+    """
+
+    pieces: Sequence[Piece]
+    nbytes: int
+    compile_seconds: float = 0.0
+
+
+def merged(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], batch_size: int | None
+) -> Sequence[Batch]:
+    """Batches put together; that it does not change the matrix is verified later."""
+    if batch_size is None and len(batches) > 1:
+        X, y = batches[0]
+        saved: dict[int, int] = {}
+        with torch.enable_grad(), noted(saved, besides=held(op, batches)):
+            op._predict([p.detach().requires_grad_() for p in op._parameters.tensors], X)
+        bytes_per_row = sum(saved.values()) / op._data.batch_size(X, y)
+        most = min(MERGED_ROWS, int(MERGED_BYTES / max(bytes_per_row, 1)))
+        rows = sum(op._data.batch_size(X, y) for X, y in batches)
+        # of one size, as far as possible: one recording serves them all
+        batch_size = math.ceil(rows / math.ceil(rows / max(most, 1)))
+    return merge(batches, batch_size or 1)
+
+
+@contextmanager
+def noted(saved: dict[int, int], besides: set[int]) -> Iterator[None]:
+    """Note the bytes of each storage that autograd saves."""
+
+    def note(t: Tensor) -> Tensor:
+        saved.update(storages([t], besides))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        yield
+
+
+def held(op: CurvatureLinearOperator, batches: Sequence[Batch]) -> set[int]:
+    """Storages of model and data, which exist anyway."""
+    tensors = [*op._parameters.watched, *nested.tensors(list(batches))]
+    return {t.untyped_storage().data_ptr() for t in tensors}
+
+
+def storages(tensors: Sequence[Tensor], besides: set[int]) -> dict[int, int]:
+    """Bytes of each storage that is not known yet, by its address."""
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors
+    }
+    return {where: n for where, n in storages.items() if where not in besides}
