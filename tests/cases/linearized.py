@@ -6,10 +6,17 @@ import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
-from curvop import LinearizedLinearOperator, LinearOperator
+from curvop import (
+    LinearizedJacobianLinearOperator,
+    LinearizedLinearOperator,
+    LinearOperator,
+)
+from curvop.curvature import factored, rows
+from curvop.operators.algebra import TransposedLinearOperator
 from tests.cases.case import Case
 from tests.cases.curvature import MODELS, RISK, Model, dense, operator
 
@@ -31,6 +38,7 @@ RECORDED = (
     "dict_prediction",
     "sequence_output",
     "conv_group_norm",
+    "conv",
     "max_pool",
     "rms_norm",
     "instance_norm",
@@ -41,6 +49,49 @@ RECORDED = (
     "custom_function",
     "counter",
     "checkpointed_frozen",
+)
+# GGN and empirical Fisher without a pass through the network
+FORMS = {
+    "rows": (
+        "mlp",
+        "regression",
+        "tied",
+        "unused",
+        "called_twice",
+        "nested_tuple_inputs",
+        "tuple_prediction",
+        "sequence_output",
+        "conv_group_norm",
+        "layer_norm",
+        "embedding",
+        "multihead",
+    ),
+    "factored": (
+        "mlp_sum",
+        "multilabel",
+        "frozen",
+        "tied",
+        "called_twice",
+        "one_dimensional_output",
+        "sequence_output",
+        "sequence_regression",
+        "conv",
+        "max_pool",
+        "scaled_dot_product",
+        "custom_function",
+        "running_average",
+    ),
+}
+JACOBIANS = (
+    "mlp",
+    "functional",
+    "closure",
+    "tied",
+    "unused",
+    "sequence_regression",
+    "layer_norm",
+    "conv",
+    "custom_function",
 )
 # what make_fx cannot record keeps autograd's graphs, with a warning
 NOT_RECORDED = ("counter",)
@@ -54,6 +105,28 @@ def cases() -> Iterator[Case]:
                 yield _case(model, matrix, route)
         if model.name in RECORDED:
             yield _case(model, "hessian", "recorded", variant_of="mlp-hessian-func")
+        for matrix in ("jacobian", "transposed_jacobian"):
+            if model.name in JACOBIANS and matrix in model.matrices:
+                yield _case(model, matrix, "recorded")
+                yield _case(model, matrix, "recomputed", variant_of="mlp-jacobian-func")
+                yield _case(model, matrix, "graphs", variant_of="mlp-jacobian-func")
+        for form, names in FORMS.items():
+            for matrix in ("ggn", "ef-term", "ef-example"):
+                if model.name in names and matrix in model.matrices:
+                    yield _case(model, matrix, form, variant_of="mlp-hessian-func")
+
+
+def linearized_as(A: Any, form: str) -> LinearizedLinearOperator:
+    """Linearised in this form although the matrix is too small for it to pay."""
+    limit = rows.ROWS_BYTES if form == "rows" else -1
+    with (
+        mock.patch.object(rows, "ROWS_BYTES", limit),
+        mock.patch.object(rows, "STREAM", 0),
+        mock.patch.object(factored, "STREAM", 0),
+    ):
+        linearized = A.linearize()
+    assert linearized.form == form
+    return linearized
 
 
 def _case(model: Model, matrix: str, route: str, **options: Any) -> Case:
@@ -64,13 +137,23 @@ def _case(model: Model, matrix: str, route: str, **options: Any) -> Case:
             if may_warn:
                 warnings.simplefilter("ignore")
             A = operator(model.build(dtype), matrix, **options)
-            return A.linearize(**ROUTES[route])
+            if route in ROUTES:
+                return A.linearize(**ROUTES[route])
+            return linearized_as(A, route)
 
+    kind = (
+        LinearizedJacobianLinearOperator
+        if "jacobian" in matrix
+        else (LinearizedLinearOperator)
+    )
+    has_blocks = matrix in THOROUGH.get(model.name, ()) and route in ROUTES
     return Case(
         f"{model.name}-{matrix}-linearized-{route}",
-        LinearizedLinearOperator,
+        TransposedLinearOperator if matrix == "transposed_jacobian" else kind,
         build,
         functools.partial(dense, model.build, matrix),
-        ("block_sizes",) if model.name in THOROUGH else (),
+        ("block_sizes",)
+        if matrix in THOROUGH.get(model.name, ()) and route in ROUTES
+        else (),
         **options,
     )

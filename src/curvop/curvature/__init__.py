@@ -9,6 +9,7 @@ from curvop.curvature.jacobian import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
+from curvop.curvature.jacobian_linearization import LinearizedJacobianLinearOperator
 from curvop.curvature.linearization import LinearizedLinearOperator
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GGNLinearOperator",
     "HessianLinearOperator",
     "JacobianLinearOperator",
+    "LinearizedJacobianLinearOperator",
     "LinearizedLinearOperator",
     "NonDeterministicError",
     "TransposedJacobianLinearOperator",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
@@ -83,52 +85,128 @@ class Call:
 _DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
 
 
-@dataclass(eq=False)
-class Calls(TorchFunctionMode):
-    """Notes the calls whose weight is a parameter, for the time of the context.
+class _LinearMode(TorchFunctionMode, ABC):
+    """Changes the calls of linear layers and convolutions whose weight is a parameter.
 
-    Such a call is made with a leaf of its own in place of the parameter, so that its
-    part of a derivative can be told from that of other uses.
-
-    Attributes:
+    Args:
         params: The parameters, as the model will be handed them.
-        calls: The calls so far.
-        leaves: Leaves in place of parameters, with the positions of those.
     """
 
-    params: Sequence[Tensor]
-    calls: list[Call] = field(default_factory=list)
-    leaves: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Make it a mode."""
+    def __init__(self, params: Sequence[Tensor]) -> None:
         super().__init__()
+        self.params = params
+
+    @abstractmethod
+    def _call(
+        self,
+        function: Any,
+        z: Tensor,
+        weight: int,
+        bias: int | None,
+        b: Tensor | None,
+        options: dict[str, Any],
+    ) -> Tensor:
+        """What to do instead."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Call, and note the call if it is one."""
+        """Call as usual, or as the subclass says."""
         kwargs = kwargs or {}
         if func is not F.linear and func not in _CONVOLUTIONS:
             return func(*args, **kwargs)
-        bound = _arguments(func, args, kwargs)
-        W = bound.pop("weight")
-        weight = self._position(W)
-        if weight is None or isinstance(bound.get("padding"), str):
+        options = _arguments(func, args, kwargs)
+        weight = self._position(options.pop("weight"))
+        if weight is None or isinstance(options.get("padding"), str):
             return func(*args, **kwargs)
-        z, b = bound.pop("input"), bound.pop("bias")
-        bias = self._position(b)
-        a = func(
-            z,
-            self._leaf(weight),
-            b if bias is None else self._leaf(bias),
-            **bound,
-        )
+        z, b = options.pop("input"), options.pop("bias")
+        return self._call(func, z, weight, self._position(b), b, options)
+
+    def _position(self, t: Tensor | None) -> int | None:
+        return next((i for i, p in enumerate(self.params) if p is t), None)
+
+
+@final
+class Duals(_LinearMode):
+    """Forward mode by hand through layers whose input is data, within the context.
+
+    Torch would multiply the tangent of the data, which is zero, with the weight.
+
+    Args:
+        duals: The parameters, dual numbers.
+        primals: Their values, in the graph.
+        V: Their tangents.
+    """
+
+    def __init__(
+        self, duals: Sequence[Tensor], primals: Sequence[Tensor], V: Sequence[Tensor]
+    ) -> None:
+        super().__init__(duals)
+        self.primals = primals
+        self.V = V
+
+    def _call(
+        self,
+        function: Any,
+        z: Tensor,
+        weight: int,
+        bias: int | None,
+        b: Tensor | None,
+        options: dict[str, Any],
+    ) -> Tensor:
+        if z.requires_grad:
+            dual_b = b if bias is None else self.params[bias]
+            out: Tensor = function(z, self.params[weight], dual_b, **options)
+            return out
+        with torch.no_grad():
+            da = function(
+                z, self.V[weight], None if bias is None else self.V[bias], **options
+            )
+        primal_b = b if bias is None else self.primals[bias]
+        a = function(z, self.primals[weight], primal_b, **options)
+        dual: Tensor = forward_ad.make_dual(a, da)
+        return dual
+
+
+@final
+class Calls(_LinearMode):
+    """Notes the calls, for the time of the context.
+
+    A call is made with a leaf of its own in place of the parameter, so that its part of a
+    derivative can be told from that of other uses.
+
+    Attributes:
+        calls: The calls so far.
+        leaves: Leaves in place of parameters, by the positions of those.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        super().__init__(params)
+        self.calls: list[Call] = []
+        self.leaves: dict[int, Tensor] = {}
+
+    def _call(
+        self,
+        function: Any,
+        z: Tensor,
+        weight: int,
+        bias: int | None,
+        b: Tensor | None,
+        options: dict[str, Any],
+    ) -> Tensor:
+        b = b if bias is None else self._leaf(bias)
+        a: Tensor = function(z, self._leaf(weight), b, **options)
         if a.requires_grad:  # not so in the first pass of activation checkpointing
+            shape, edge = self.params[weight].shape, get_gradient_edge(a)
             self.calls.append(
-                Call(weight, bias, W.shape, z, a.shape, get_gradient_edge(a), func, bound)
+                Call(weight, bias, shape, z, a.shape, edge, function, options)
             )
         return a
+
+    def _leaf(self, i: int) -> Tensor:
+        if i not in self.leaves:
+            self.leaves[i] = self.params[i].detach().requires_grad_()
+        return self.leaves[i]
 
     def multiplications(self) -> int:
         """Those of a product forward and back for one datum, in these layers alone.
@@ -173,14 +251,6 @@ class Calls(TorchFunctionMode):
             torch.zeros_like(b) if h is None else h[None]
             for h, b in zip(product, v, strict=True)
         ]
-
-    def _position(self, t: Tensor | None) -> int | None:
-        return next((i for i, p in enumerate(self.params) if p is t), None)
-
-    def _leaf(self, i: int) -> Tensor:
-        if i not in self.leaves:
-            self.leaves[i] = self.params[i].detach().requires_grad_()
-        return self.leaves[i]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

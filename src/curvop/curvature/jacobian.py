@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Size, Tensor, nn
@@ -31,6 +31,9 @@ from curvop.curvature.surroundings import surroundings
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks, Space
+
+if TYPE_CHECKING:
+    from curvop.curvature.jacobian_linearization import LinearizedJacobianLinearOperator
 
 
 @final
@@ -97,6 +100,34 @@ class JacobianLinearOperator(LinearOperator):
             Space((rows,)),
             dtype=parameters.dtype,
             device=parameters.device,
+        )
+
+    def linearize(
+        self,
+        memory_budget: int | None = None,
+        *,
+        num_products: int = 100,
+        batch_size: int | None = None,
+        compile: bool | str = False,
+    ) -> LinearizedJacobianLinearOperator:
+        """The same matrix, with the work of a data pass kept for many products.
+
+        Arguments are those of :meth:`CurvatureLinearOperator.linearize`.
+
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> data = [(torch.tensor([[1.0, 3.0]]), None)]
+        >>> J = JacobianLinearOperator(lambda X: X @ w**2, [w], data).linearize()
+        >>> J @ torch.tensor([1.0, 1.0]), J.T @ torch.tensor([1.0])
+        (tensor([14.]), tensor([ 2., 12.]))
+        """
+        from curvop.curvature.jacobian_linearization import linearize
+
+        return linearize(
+            self,
+            memory_budget=memory_budget,
+            num_products=num_products,
+            batch_size=batch_size,
+            compile=compile,
         )
 
     def _matmat(self, M: Blocks) -> Blocks:
@@ -255,6 +286,10 @@ class TransposedJacobianLinearOperator(LinearOperator):
         J = JacobianLinearOperator(model_func, params, data, **options)
         super().__init__(J._codomain, J._domain, dtype=J.dtype, device=J.device)
         self._J = J
+
+    def linearize(self, memory_budget: int | None = None, **options: Any) -> LinearOperator:
+        """The transpose of :meth:`JacobianLinearOperator.linearize`."""
+        return self._J.linearize(memory_budget, **options).T
 
     def _matmat(self, M: Blocks) -> Blocks:
         return self._J._rmatmat(M)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from curvop.operators.layout import Blocks
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
+    from curvop.curvature.jacobian import JacobianLinearOperator
+
+    OverData: TypeAlias = CurvatureLinearOperator | JacobianLinearOperator
 
 # Small batches are merged up to this many data and bytes of activations: Python overhead
 # is negligible there, and what is larger falls out of the processor's caches.
@@ -61,7 +64,7 @@ class Kept:
 
 
 def merged(
-    op: CurvatureLinearOperator, batches: Sequence[Batch], batch_size: int | None
+    op: OverData, batches: Sequence[Batch], batch_size: int | None
 ) -> Sequence[Batch]:
     """Batches put together; that it does not change the matrix is verified later."""
     if batch_size is None and len(batches) > 1:
@@ -89,7 +92,7 @@ def noted(saved: dict[int, int], besides: set[int]) -> Iterator[None]:
         yield
 
 
-def held(op: CurvatureLinearOperator, batches: Sequence[Batch]) -> set[int]:
+def held(op: OverData, batches: Sequence[Batch]) -> set[int]:
     """Storages of model and data, which exist anyway."""
     tensors = [*op._parameters.watched, *nested.tensors(list(batches))]
     return {t.untyped_storage().data_ptr() for t in tensors}

@@ -11,6 +11,7 @@ from torch import Tensor
 from curvop.curvature.columns import ChunkSize
 from curvop.curvature.differentiation import (
     Aux,
+    Cotangents,
     Differentiable,
     Middle,
     Outputs,
@@ -74,20 +75,39 @@ class KeptGraph:
         chunk: ChunkSize,
     ) -> tuple[Blocks, Aux]:
         """``J v`` by transposing the graph of ``u ↦ Jᵀ u``, ``Jᵀ`` by reverse mode."""
-
-        def build() -> tuple[Outputs, Outputs, list[Tensor], Outputs, Aux]:
-            outputs, on_the_way = f(params)
-            in_graph(outputs, at)
-            u = tuple(torch.zeros_like(o).requires_grad_() for o in outputs)
-            Jt_u = pullback(outputs, params, u, create_graph=True, keep=True)
-            return outputs, u, Jt_u, params, on_the_way
-
         with torch.enable_grad(), at.leaves() as params:
-            outputs, u, Jt_u, leaves, on_the_way = self._once(build)
+            outputs, u, Jt_u, leaves, on_the_way = self._once(
+                lambda: _both_ways(f, at, params)
+            )
             U = apply_each(lambda v: pull(Jt_u, u, v), V)
             W, aux = middle(tuple(o.detach() for o in outputs), U)
             product = apply_each(lambda w: pull(outputs, leaves, w), W)
             return product, (*on_the_way, *aux)
+
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
+        """``J v`` by transposing the graph of ``u ↦ Jᵀ u``."""
+        with torch.enable_grad(), at.leaves() as params:
+            _, u, Jt_u, *_ = self._once(lambda: _both_ways(f, at, params))
+            return apply_each(lambda v: pull(Jt_u, u, v), V)
+
+    def vjp(
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """``Jᵀ u`` by reverse mode on the same graph."""
+        with torch.enable_grad(), at.leaves() as params:
+            outputs, _, _, leaves, _ = self._once(lambda: _both_ways(f, at, params))
+            return apply_each(lambda u: pull(outputs, leaves, u), U(outputs))
+
+
+def _both_ways(
+    f: Differentiable, at: Parameters, params: Outputs
+) -> tuple[Outputs, Outputs, list[Tensor], Outputs, Aux]:
+    """Outputs in their graph, and ``u ↦ Jᵀ u`` in one of its own."""
+    outputs, on_the_way = f(params)
+    in_graph(outputs, at)
+    u = tuple(torch.zeros_like(o).requires_grad_() for o in outputs)
+    Jt_u = pullback(outputs, params, u, create_graph=True, keep=True)
+    return outputs, u, Jt_u, params, on_the_way
 
 
 def graphs(

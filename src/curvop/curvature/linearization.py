@@ -62,7 +62,7 @@ class LinearizedLinearOperator(LinearOperator):
         self._Z = Z
         self._form = form
         self._seconds = seconds
-        self._versions = _versions(op._parameters.watched)
+        self._versions = versions(op._parameters.watched)
 
     def nbytes(self) -> int:
         """Bytes that are kept beyond parameters and data."""
@@ -89,11 +89,7 @@ class LinearizedLinearOperator(LinearOperator):
         return self._kept.compile_seconds
 
     def _matmat(self, M: Blocks) -> Blocks:
-        if _versions(self._op._parameters.watched) != self._versions:
-            raise ValueError(
-                "The parameters (or buffers) of the model have changed since the operator "
-                "was linearised: it would answer for the old ones. Call linearize() again."
-            )
+        refuse_if_changed(self._op._parameters.watched, self._versions)
         V = leading(M)
         if V[0].shape[0] == 0:
             return M
@@ -197,6 +193,19 @@ def _sum(parts: Any, V: Blocks, dtype: torch.dtype) -> list[Tensor]:
     return sums or [torch.zeros_like(b, dtype=wide) for b in V]
 
 
-def _versions(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+def versions(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
     """What changes when a tensor is written to, or its data replaced."""
     return [(t._version, t.data_ptr()) for t in tensors]
+
+
+def refuse_if_changed(tensors: Sequence[Tensor], before: list[tuple[int, int]]) -> None:
+    """Refuse to answer for tensors that have changed.
+
+    Raises:
+        ValueError: If they have.
+    """
+    if versions(tensors) != before:
+        raise ValueError(
+            "The parameters (or buffers) of the model have changed since the operator "
+            "was linearised: it would answer for the old ones. Call linearize() again."
+        )

@@ -61,12 +61,13 @@ def _record(
     n, d = len(params), len(data)
     moving = [b[0] for b in probe([p[None] for p in params])]
 
-    def product(*tensors: Tensor) -> list[Tensor]:
+    def product(*tensors: Tensor) -> list[list[Tensor]]:
         fresh = iter(tensors[n : n + d])
         inputs, targets = nested.map_tensors(lambda _: next(fresh), (X, y))
         parameters = bind(op._parameters, tensors[:n])
         bound = op._with(_ways=(Recordable(),), _parameters=parameters)
         V = [v[None] for v in tensors[n + d :]]
-        return [b[0] for b in bound._matmat_blocks(inputs, targets, V)[0]]
+        return [[b[0] for b in bound._matmat_blocks(inputs, targets, V)[0]]]
 
-    return Replay(record(product, [*params, *data], moving), compiler)
+    (recording,) = record(product, [*params, *data], moving)
+    return Replay(recording, compiler)

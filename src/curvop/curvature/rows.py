@@ -18,7 +18,7 @@ from curvop.curvature.factored import STREAM, NotFactorableError
 from curvop.curvature.keeping import Effort, Kept
 from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters
-from curvop.curvature.torch_func import TorchFunc
+from curvop.curvature.torch_func import hessian_map
 from curvop.operators.layout import Blocks
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class _RowsOfOne:
         self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
         """That of the loss in the prediction, for the middle."""
-        return TorchFunc().hessian(f, at, V, None)
+        multiply, aux = hessian_map(f, at.tensors)
+        return list(vmap(multiply)(*V)), aux
 
     def sandwich(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp, vmap
 
-from curvop.curvature.calls import Calls
+from curvop.curvature.calls import Calls, Duals
 from curvop.curvature.columns import ChunkSize, at, chunks
 from curvop.curvature.differentiation import (
     Aux,
@@ -49,15 +49,9 @@ class TorchFunc:
         if V[0].shape[0] == 1:
             return _hessian_of_one(f, at_, V)
 
-        def scalar(*p: Tensor) -> tuple[Tensor, Aux]:
-            outputs, aux = f(p)
-            return only_tensor(outputs), aux
-
         with torch.no_grad():
-            params = _values(at_)
-            gradient = grad(scalar, argnums=tuple(range(len(params))), has_aux=True)
-            _, pull, aux = vjp(gradient, *params, has_aux=True)  # type: ignore[misc]
-            return _by_chunks(lambda *v: pull(v), V, chunk), aux
+            multiply, aux = hessian_map(f, _values(at_))
+            return _by_chunks(multiply, V, chunk), aux
 
     def sandwich(
         self,
@@ -105,6 +99,20 @@ class TorchFunc:
             return _by_chunks(lambda *u: pull(u), U(outputs), chunk)
 
 
+def hessian_map(
+    f: Differentiable, params: Sequence[Tensor]
+) -> tuple[Callable[..., Any], Aux]:
+    """``(*v) -> ∇²f v`` for a scalar ``f``, by reverse over reverse mode."""
+
+    def scalar(*p: Tensor) -> tuple[Tensor, Aux]:
+        outputs, aux = f(p)
+        return only_tensor(outputs), aux
+
+    gradient = grad(scalar, argnums=tuple(range(len(params))), has_aux=True)
+    _, pull, aux = vjp(gradient, *params, has_aux=True)  # type: ignore[misc]
+    return lambda *v: pull(v), aux
+
+
 def _hessian_of_one(f: Differentiable, at_: Parameters, v: Blocks) -> tuple[Blocks, Aux]:
     """One column needs no vmap, hence none of functorch's layers: plain autograd."""
     with torch.enable_grad(), at_.leaves() as params:
@@ -119,7 +127,8 @@ def _sandwich_of_one(
     """One column: dual numbers forward, plain autograd back."""
     with forward_ad.dual_level(), torch.enable_grad(), at_.leaves() as params:
         duals = [forward_ad.make_dual(p, t[0]) for p, t in zip(params, v, strict=True)]
-        outputs, on_the_way = f(duals)
+        with Duals(duals, params, [t[0] for t in v]):
+            outputs, on_the_way = f(duals)
         pairs = [forward_ad.unpack_dual(o) for o in outputs]
         primals = tuple(p.primal for p in pairs)
         U = [

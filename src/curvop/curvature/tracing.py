@@ -8,13 +8,14 @@ for each product, and it is linear.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import functionalize, grad, jvp, vjp
+from torch.func import functionalize, jvp, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvop.curvature.columns import ChunkSize
@@ -22,10 +23,10 @@ from curvop.curvature.differentiation import (
     Aux,
     Differentiable,
     Middle,
-    only_tensor,
 )
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.rewriting import alike, rewrite
+from curvop.curvature.torch_func import hessian_map
 from curvop.operators.layout import Blocks
 
 Call = Callable[..., list[Tensor]]
@@ -46,15 +47,8 @@ class Recordable:
         it crashes the interpreter where a gradient has no forward mode (mse_loss in torch
         2.13: a zero tensor without memory reaches a kernel).
         """
-
-        def scalar(*p: Tensor) -> tuple[Tensor, Aux]:
-            outputs, aux = f(p)
-            return only_tensor(outputs), aux
-
-        gradient = grad(scalar, argnums=tuple(range(len(V))), has_aux=True)
-        _, pull, aux = vjp(gradient, *at.tensors, has_aux=True)  # type: ignore[misc]
-        product = pull(tuple(b[0] for b in V))
-        return [b[None] for b in product], aux
+        multiply, aux = hessian_map(f, at.tensors)
+        return [b[None] for b in multiply(*(b[0] for b in V))], aux
 
     def sandwich(
         self,
@@ -86,19 +80,26 @@ class Recording:
     tangent: fx.GraphModule
 
 
-def record(product: Call, static: Sequence[Tensor], moving: Sequence[Tensor]) -> Recording:
-    """Record ``product(*static, *moving)`` and split it.
+def record(
+    product: Callable[..., list[list[Tensor]]],
+    static: Sequence[Tensor],
+    *movings: Sequence[Tensor],
+) -> list[Recording]:
+    """Record ``product(*static, *moving, ...)`` and split it.
 
     Args:
-        product: Returns a list of tensors; linear in ``moving``.
+        product: Returns a list of tensors for each group of moving ones, linear in it.
         static: Parameters and data: whatever stays between products.
-        moving: The vector.
+        *movings: The vectors. Usually one; a Jacobian and its transpose take two.
+
+    Returns:
+        A recording for each vector. They share their primal part.
     """
     with torch.no_grad():
         # functionalize: what is written in place could not be merged or split
-        graph = make_fx(functionalize(product))(*static, *moving)
+        graph = make_fx(functionalize(product))(*static, *itertools.chain(*movings))
     simplify(graph)
-    return _split(graph, len(static))
+    return _split(graph, len(static), [len(moving) for moving in movings])
 
 
 def bind(parameters: Parameters, tensors: Sequence[Tensor]) -> Parameters:
@@ -165,8 +166,8 @@ def _hashable(x: Any) -> Any:
     return (type(x), x)
 
 
-def _split(graph: fx.GraphModule, num_static: int) -> Recording:
-    """Cut between the nodes that depend on the vector and those that do not."""
+def _split(graph: fx.GraphModule, num_static: int, counts: list[int]) -> list[Recording]:
+    """Cut between the nodes that depend on a vector and those that do not."""
     nodes = list(graph.graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
     (output,) = (n for n in nodes if n.op == "output")
@@ -174,7 +175,8 @@ def _split(graph: fx.GraphModule, num_static: int) -> Recording:
     for n in nodes:
         if n is not output and any(a in moving for a in n.all_input_nodes):
             moving.add(n)
-    results = output.args[0]
+    groups = output.args[0]
+    results = [n for group in groups for n in group]
     frontier = [
         n
         for n in nodes
@@ -182,15 +184,30 @@ def _split(graph: fx.GraphModule, num_static: int) -> Recording:
         and n.op not in ("output", "get_attr")
         and (n in results or any(u in moving for u in n.users))
     ]
-    return Recording(
-        _part(graph, inputs[:num_static], [n for n in nodes if n not in moving], frontier),
-        _part(
-            graph,
-            [*frontier, *inputs[num_static:]],
-            [n for n in nodes if n in moving or n.op == "get_attr"],
-            list(results),
-        ),
+    primal = _part(
+        graph, inputs[:num_static], [n for n in nodes if n not in moving], frontier
     )
+    recordings, start = [], num_static
+    for group, count in zip(groups, counts, strict=True):
+        needed = _ancestors(group)
+        body = [n for n in nodes if n in needed and (n in moving or n.op == "get_attr")]
+        own = inputs[start : start + count]
+        tangent = _part(graph, [*frontier, *own], body, list(group))
+        recordings.append(Recording(primal, tangent))
+        start += count
+    return recordings
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes and all that they are computed from."""
+    found: set[fx.Node] = set()
+    reached = list(nodes)
+    while reached:
+        n = reached.pop()
+        if n not in found:
+            found.add(n)
+            reached += n.all_input_nodes
+    return found
 
 
 def _part(
