@@ -141,19 +141,17 @@ def _case(model: Model, matrix: str, route: str, **options: Any) -> Case:
                 return A.linearize(**ROUTES[route])
             return linearized_as(A, route)
 
-    kind = (
-        LinearizedJacobianLinearOperator
-        if "jacobian" in matrix
-        else (LinearizedLinearOperator)
-    )
+    kind: type[LinearOperator] = LinearizedLinearOperator
+    if "jacobian" in matrix:
+        kind = LinearizedJacobianLinearOperator
+    if matrix == "transposed_jacobian":
+        kind = TransposedLinearOperator
     has_blocks = matrix in THOROUGH.get(model.name, ()) and route in ROUTES
     return Case(
         f"{model.name}-{matrix}-linearized-{route}",
-        TransposedLinearOperator if matrix == "transposed_jacobian" else kind,
+        kind,
         build,
         functools.partial(dense, model.build, matrix),
-        ("block_sizes",)
-        if matrix in THOROUGH.get(model.name, ()) and route in ROUTES
-        else (),
+        ("block_sizes",) if has_blocks else (),
         **options,
     )
