@@ -34,6 +34,7 @@ SHARES: dict[str, list[list[list[int]]]] = {
     "one is empty": [[[0, 1, 2], [3, 4], [5, 6]], []],
     "one is ignored": [[[4], [0]], [[1, 2], [3, 5, 6]]],
 }
+LINEARIZED = tuple(f"{cls.__name__} mean" for cls in OPERATORS)
 COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "gather", "scatter")
 COLLECTIVES += ("all_gather_object", "broadcast_object_list", "barrier", "reduce_scatter")
 
@@ -102,6 +103,12 @@ def products(rank: int, counter: Counter) -> dict[Any, Any]:
                 "matrix": counter.during(lambda A=A: A.to_dense()),
                 "vector": counter.during(lambda A=A, x=one: A @ x),
             }
+            if setup in LINEARIZED:
+                L, linearized = counter.during(A.linearize)
+                found[shares, setup]["linearized"] = (
+                    linearized,
+                    *counter.during(L.to_dense),
+                )
     return found
 
 
@@ -218,6 +225,17 @@ def test_one_collective_per_product(found: list[Any], shares: str, setup: str) -
         assert products["vector"][1] == ["all_reduce"]
         assert products["matrix"][1] == ["all_reduce"]
         assert products["construction"] == ["all_reduce"] * (2 * is_checked)
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("setup", LINEARIZED)
+def test_linearized(found: list[Any], shares: str, setup: str) -> None:
+    expected = build(setup, [range(N)]).to_dense()
+    for rank in range(RANKS):
+        at_setup, matrix, at_product = found[rank]["products"][shares, setup]["linearized"]
+        assert dense.relative_error(matrix, expected) <= 1e-8
+        assert at_setup == ["all_reduce"]
+        assert at_product == ["all_reduce"]
 
 
 @pytest.mark.parametrize(
