@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
+from curvop.curvature import nested
+from curvop.curvature.columns import (
+    ChunkSize,
+    check_chunk_size,
+    leading,
+    sized,
+    trailing,
+)
 from curvop.curvature.data import Data
 from curvop.curvature.determinism import check_deterministic as check
 from curvop.curvature.differentiation import (
@@ -70,7 +77,8 @@ class CurvatureLinearOperator(LinearOperator):
             callable ``(prediction, y) ->`` the number that the mean was divided by.
         chunk_size: Number of columns that are multiplied at once; ``None`` for all.
             ``"auto"`` takes eight, so that the activations' tangents take at most eight
-            times the memory of the activations.
+            times the memory of the activations; of small models, where that is little,
+            as many as keep a million parameters or inputs in a chunk.
         process_group: A ``torch.distributed`` group in which each rank holds its share
             of the data (a rank may hold none). Every rank multiplies the same vector,
             and the divisor is global. One collective per product.
@@ -233,7 +241,7 @@ class CurvatureLinearOperator(LinearOperator):
                 return M
             *product, loss, share = self._sum_over_batches(V)
             Z = self._divisor(loss, share)
-            return trailing([(b / Z).to(self.dtype) for b in product])
+            return trailing([b.div_(Z).to(self.dtype) for b in product])
 
     def _divisor(self, loss: Tensor, share: Tensor) -> Tensor:
         """``Z``, once the loss is known to be finite.
@@ -286,9 +294,12 @@ class CurvatureLinearOperator(LinearOperator):
         A probe of two columns also drops a way whose product is not symmetric: forward
         mode ignores what some rules of reverse mode know.
         """
+        inputs = sum(t.numel() for t in nested.tensors(X))
+        chunk = sized(self._chunk_size, max(self.shape[0], inputs))
 
         def attempt(way: RiskDifferentiation) -> tuple[Blocks, Aux]:
-            product, tally = self._with(_ways=(way,))._matmat_blocks(X, y, V)
+            op = self._with(_ways=(way,), _chunk_size=chunk)
+            product, tally = op._matmat_blocks(X, y, V)
             if is_probe and way is not self._ways[-1]:
                 check_symmetric(V, product)
             return product, tally

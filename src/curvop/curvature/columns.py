@@ -16,16 +16,24 @@ ChunkSize = int | None | Literal["auto"]
 # Vectorising saves Python overhead, which eight columns amortise; the tangents of a chunk
 # take as many times the memory of the activations as it has columns.
 AUTO_CHUNK = 8
+# Of small models more: as many as keep parameters and inputs below so many numbers.
+AUTO_NUMBERS = 2**20
 
 
 def leading(M: Blocks) -> Blocks:
     """``[*n_i, K] -> [K, *n_i]``, each column contiguous."""
-    return [b.movedim(-1, 0).contiguous() for b in M]
+    V = [b.movedim(-1, 0) for b in M]
+    return [v if len(v) and v[0].is_contiguous() else v.contiguous() for v in V]
 
 
 def trailing(V: Blocks) -> Blocks:
     """``[K, *n_i] -> [*n_i, K]``, a view."""
     return [b.movedim(0, -1) for b in V]
+
+
+def sized(chunk: ChunkSize, numbers: int) -> ChunkSize:
+    """The chunk for a model with so many parameters, or inputs if those are more."""
+    return max(AUTO_CHUNK, AUTO_NUMBERS // max(numbers, 1)) if chunk == "auto" else chunk
 
 
 def chunks(K: int, size: ChunkSize) -> Iterator[slice]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from curvop.curvature.columns import Apply, ChunkSize
@@ -124,17 +123,25 @@ def first_that_works(
     return remaining, result
 
 
-def concatenate(parts: Sequence[Blocks]) -> Blocks:
-    """Chunks of columns put together."""
-    if len(parts) == 1:
-        return list(parts[0])
-    return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
+def gather(parts: Iterable[Blocks], K: int) -> Blocks:
+    """Chunks of columns put together, one at a time: ``K`` in all."""
+    out: Blocks = []
+    k = 0
+    for part in parts:
+        n = part[0].shape[0]
+        if n == K:
+            return list(part)
+        out = out or [b.new_empty(K, *b.shape[1:]) for b in part]
+        for whole, b in zip(out, part, strict=True):
+            whole[k : k + n] = b
+        k += n
+    return out
 
 
 def apply_each(apply: Apply, V: Blocks) -> Blocks:
     """Apply a function of one column ``[1, *n_i]`` to each of ``K`` columns."""
     K = V[0].shape[0]
-    return concatenate([apply([v[k : k + 1] for v in V]) for k in range(K)])
+    return gather((apply([v[k : k + 1] for v in V]) for k in range(K)), K)
 
 
 def only_tensor(outputs: Any) -> Tensor:

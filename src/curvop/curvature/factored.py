@@ -25,7 +25,7 @@ from curvop.curvature.differentiation import (
     Differentiable,
     Middle,
     Outputs,
-    concatenate,
+    gather,
 )
 from curvop.curvature.double_backward import DoubleBackward
 from curvop.curvature.keeping import Effort, Kept, Piece, held, merged, storages
@@ -101,7 +101,8 @@ def factored(
 
 def _in_chunks(product: Piece, chunk: ChunkSize) -> Piece:
     def piece(V: Blocks) -> Blocks:
-        return concatenate([product(at(V, c)) for c in chunks(V[0].shape[0], chunk)])
+        K = V[0].shape[0]
+        return gather((product(at(V, c)) for c in chunks(K, chunk)), K)
 
     return piece
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from curvop.curvature.columns import leading, trailing
+from curvop.curvature.columns import leading, sized, trailing
 from curvop.curvature.determinism import probe, tolerance
 from curvop.curvature.distributed import all_reduce
 from curvop.curvature.factored import factored
@@ -88,6 +88,14 @@ class LinearizedLinearOperator(LinearOperator):
         """Of these, seconds that the compiler took; zero without ``compile=True``."""
         return self._kept.compile_seconds
 
+    @property
+    def _columns_at_once(self) -> int | None:
+        """A chunk, unless each product costs a collective."""
+        if self._op._process_group is not None or self._op._chunk_size is None:
+            return None
+        chunk = sized(self._op._chunk_size, self.shape[0])
+        return None if chunk is None else int(chunk)
+
     def _matmat(self, M: Blocks) -> Blocks:
         refuse_if_changed(self._op._parameters.watched, self._versions)
         V = leading(M)
@@ -100,7 +108,7 @@ class LinearizedLinearOperator(LinearOperator):
         )
         sums = _sum((piece(V) for piece in bar), V, self.dtype)
         sums = all_reduce(sums, self._op._process_group)
-        return trailing([(b / self._Z).to(self.dtype) for b in sums])
+        return trailing([b.div_(self._Z).to(self.dtype) for b in sums])
 
     def _transpose(self) -> LinearOperator:
         return self

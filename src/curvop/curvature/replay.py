@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvop.curvature.columns import at
 from curvop.curvature.determinism import differ
-from curvop.curvature.differentiation import apply_each, concatenate
+from curvop.curvature.differentiation import apply_each, gather
 from curvop.curvature.rewriting import fuse
 from curvop.curvature.tracing import Call, Recording, simplify
 from curvop.operators.layout import Blocks
@@ -84,7 +84,7 @@ class Replay:
         parts = [slice(k, k + self._chunk) for k in range(0, full, self._chunk)]
         parts += [slice(k, k + 1) for k in range(full, K)]
         with torch.no_grad():
-            return concatenate([self._some(kept, at(V, columns)) for columns in parts])
+            return gather((self._some(kept, at(V, columns)) for columns in parts), K)
 
     def _some(self, kept: Sequence[Tensor], V: Blocks) -> Blocks:
         K = V[0].shape[0]

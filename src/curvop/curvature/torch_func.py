@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from curvop.curvature.differentiation import (
     Cotangents,
     Differentiable,
     Middle,
-    concatenate,
+    gather,
     only_tensor,
 )
 from curvop.curvature.graph import pull
 from curvop.curvature.parameters import Parameters, constant
+from curvop.curvature.randomness import preserved
 from curvop.operators.layout import Blocks
 
 # The first use of forward mode compiles torch's own rules, which warns of deprecations
@@ -61,20 +63,30 @@ class TorchFunc:
         middle: Middle,
         chunk: ChunkSize,
     ) -> tuple[Blocks, Aux]:
-        """One dual forward pass per chunk, which also records the reverse graph."""
+        """One reverse graph for all columns, and a dual forward pass for each chunk."""
         if V[0].shape[0] == 1:
             return _sandwich_of_one(f, at_, V, middle)
-        parts: list[Blocks] = []
+        K, params = V[0].shape[0], _values(at_)
+        tally: list[Aux] = []
+
+        def push(*v: Tensor) -> Any:
+            return jvp(lambda *p: f(p)[0], params, v)[1]
+
+        def some(columns: slice) -> Blocks:
+            # the same dropout as in the reverse graph; the generators run on at the end
+            with preserved(at_.device) if columns.stop < K else nullcontext():
+                U = _map(push, at(V, columns))
+            W, aux = middle(outputs, U)
+            tally.append(aux)
+            return _map(lambda *w: pull(w), W)
+
         with torch.no_grad():
-            params = _values(at_)
-            for columns in chunks(V[0].shape[0], chunk):
-                v = at(V, columns)
-                outputs, pull, (U, on_the_way) = vjp(  # type: ignore[misc]
-                    lambda *p, v=v: _dual(f, p, v), *params, has_aux=True
+            with preserved(at_.device):
+                outputs, pull, on_the_way = vjp(  # type: ignore[misc]
+                    lambda *p: f(p), *params, has_aux=True
                 )
-                W, aux = middle(outputs, list(U))
-                parts.append(_map(lambda *w, pull=pull: pull(w), W))
-        return concatenate(parts), (*on_the_way, *aux)
+            product = gather((some(columns) for columns in chunks(K, chunk)), K)
+            return product, (*on_the_way, *tally[-1])
 
     def jvp(
         self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
@@ -145,24 +157,9 @@ def _values(at_: Parameters) -> tuple[Tensor, ...]:
     return tuple(constant(p) for p in at_.tensors)
 
 
-def _dual(f: Differentiable, p: tuple[Tensor, ...], V: Blocks) -> Any:
-    """``f(p)`` and, not to be differentiated, ``J V`` ``[K, *m_i]`` and what f adds."""
-
-    def push(*v: Tensor) -> Any:
-        return jvp(lambda *q: f(q), p, v, has_aux=True)
-
-    if V[0].shape[0] == 1:
-        outputs, U, aux = push(*(v[0] for v in V))
-        return outputs, (tuple(u[None] for u in U), aux)
-    # the primal does not depend on v: it is computed once for all columns
-    # "same": dropout is one mask for all columns, hence one matrix
-    columns = vmap(push, out_dims=(None, 0, None), randomness="same")  # type: ignore[arg-type]
-    outputs, U, aux = columns(*V)
-    return outputs, (U, aux)
-
-
 def _by_chunks(fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
-    return concatenate([_map(fn, at(V, c)) for c in chunks(V[0].shape[0], chunk)])
+    K = V[0].shape[0]
+    return gather((_map(fn, at(V, c)) for c in chunks(K, chunk)), K)
 
 
 def _map(fn: Callable[..., Any], V: Blocks) -> Blocks:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize, jvp, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -95,7 +97,10 @@ def record(
     Returns:
         A recording for each vector. They share their primal part.
     """
-    with torch.no_grad():
+    # one fake mode for the metadata of all nodes; by default each makes its own, with a
+    # trace of the stack, in twice the time
+    context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with torch.no_grad(), tracing(context):
         # functionalize: what is written in place could not be merged or split
         graph = make_fx(functionalize(product))(*static, *itertools.chain(*movings))
     simplify(graph)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,6 +147,11 @@ class LinearOperator(ABC):
     def _transpose(self) -> LinearOperator:
         """The transposed operator; called only where ``symmetric`` is not set."""
 
+    @property
+    def _columns_at_once(self) -> int | None:
+        """How many columns to multiply at once, if more need no less work."""
+        return None
+
     # -------------------------------------------------------------- products
 
     def __matmul__(self, x: Any) -> Any:
@@ -160,6 +167,9 @@ class LinearOperator(ABC):
         return self.T._multiply(x, "left")
 
     def _multiply(self, x: Vector, side: Side) -> Vector:
+        slices = self._slices(x, side)
+        if slices:
+            return self._multiply_slices(slices, side)
         M, form = read(x, self._domain, side)
         M = [self._admit(b) for b in M]
         if M[0].shape[-1] == 0:
@@ -173,7 +183,31 @@ class LinearOperator(ABC):
             out = [torch.complex(b[..., :K], b[..., K:]) for b in parts]
         else:
             out = self._matmat(M)
+        del M  # its memory serves what is written
         return form.write(out, self._codomain)
+
+    def _slices(self, x: Vector, side: Side) -> Sequence[Tensor]:
+        """A matrix cut into as many columns as are multiplied at once."""
+        limit, axis = self._columns_at_once, 1 if side == "right" else 0
+        if limit is None or not isinstance(x, Tensor) or x.ndim != 2:
+            return ()
+        is_wide = x.shape[axis] > limit and x.shape[1 - axis] == self._domain.dim
+        return x.split(limit, axis) if is_wide else ()
+
+    def _multiply_slices(self, slices: Sequence[Tensor], side: Side) -> Tensor:
+        """One slice after the other, into one result: no more memory than it needs."""
+        axis = 1 if side == "right" else 0
+        sizes = [part.shape[axis] for part in slices]
+        out: Tensor | None = None
+        for k, part in zip(itertools.accumulate(sizes, initial=0), slices, strict=False):
+            product = self._multiply(part, side)
+            assert isinstance(product, Tensor)
+            rows = product.T if side == "right" else product  # columns are contiguous
+            if out is None:
+                out = rows.new_empty(sum(sizes), rows.shape[1])
+            out[k : k + len(rows)] = rows
+        assert out is not None
+        return out.T if side == "right" else out
 
     def _admit(self, b: Tensor) -> Tensor:
         """Promote integers, refuse what would be truncated or copied across devices."""
