@@ -1,0 +1,30 @@
+"""Linear systems: solvers, preconditioners, inverse operators."""
+
+from curvop.solvers.cg import cg
+from curvop.solvers.cg_shifts import cg_shifts
+from curvop.solvers.inverse import (
+    CGInverseLinearOperator,
+    LSMRInverseLinearOperator,
+    MINRESInverseLinearOperator,
+    NeumannInverseLinearOperator,
+)
+from curvop.solvers.jacobi import jacobi_preconditioner
+from curvop.solvers.lsmr import lsmr
+from curvop.solvers.minres import minres
+from curvop.solvers.nystrom import nystrom_preconditioner
+from curvop.solvers.solution import NotConvergedError, Solution
+
+__all__ = [
+    "CGInverseLinearOperator",
+    "LSMRInverseLinearOperator",
+    "MINRESInverseLinearOperator",
+    "NeumannInverseLinearOperator",
+    "NotConvergedError",
+    "Solution",
+    "cg",
+    "cg_shifts",
+    "jacobi_preconditioner",
+    "lsmr",
+    "minres",
+    "nystrom_preconditioner",
+]

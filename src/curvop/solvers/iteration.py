@@ -1,0 +1,292 @@
+"""One loop for all solvers: columns that end by themselves, residuals that are true.
+
+A method knows how to start from an iterate and how to take a step. Its recurrence tells
+when a column seems to have converged; then the method starts anew from the iterate, which
+takes the true residual. If that is small enough the column has converged. If the
+recurrence had drifted away from it, the column goes on from there (residual
+replacement) as long as that still helps; otherwise it has stagnated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from curvop.checkpoint import Checkpoint
+from curvop.solvers.solution import Solution, worst
+from curvop.solvers.system import NOT_FINITE, System
+
+Memory = dict[str, Tensor]
+"""What a method remembers between steps: tensors ``[K, ...]``, a row for each column.
+
+``norm`` is that of the residual which must become small, ``residual_norm`` that of
+``b - A x``, ``norm_A`` is known of ``‖A‖`` from below. ``floor`` is a level of ``norm`` at
+which rounding may hide the true one; infinite where the recurrence has broken down.
+"""
+
+# A true norm that exceeds the one of the recurrence by this factor has drifted from it.
+DRIFT = 1.1
+
+
+class Method(Protocol):
+    """An iterative method, over rows of iterates."""
+
+    def start(self, rows: list[int], X: Tensor) -> Memory:
+        """Begin from the true residuals of ``X``, the iterates of these columns."""
+
+    def step(self, X: Tensor, memory: Memory) -> tuple[Tensor, Memory, list[str]]:
+        """Next iterates; a status for each row that cannot take a step, else ``""``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How far a solver has come; an interrupted step leaves no trace in it."""
+
+    iteration: int
+    num_products: int  # each with all columns that take part
+    X: Tensor  # [K, N]
+    memory: Memory
+    statuses: list[str]  # K, "" where a column goes on
+    norms: list[float]  # K, of the recurrence, or true ones
+    residual_norms: list[float]  # K, true ones; nan where the iterate has moved since
+    best: Tensor  # [K, N], iterates with the smallest of the true norms
+    best_norms: list[float]  # K
+    best_residual_norms: list[float]  # K
+    anchors: list[float]  # K, true norms where columns were started anew
+    history: list[list[float]]  # norms after each iteration; shared, later ones are void
+
+    @property
+    def active(self) -> list[int]:
+        """Columns that go on."""
+        return [k for k, status in enumerate(self.statuses) if not status]
+
+    @staticmethod
+    def at(X: Tensor, status: str, history: list[list[float]]) -> Run:
+        """A run that has come to these iterates, of which only the norms are known."""
+        n, norms = len(history) - 1, history[-1]
+        statuses = [status] * len(X)
+        return Run(n, n, X, {}, statuses, norms, norms, X, norms, norms, norms, history)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and words."""
+        history = torch.tensor(self.history[: self.iteration + 1], dtype=torch.float64)
+        return self.__dict__ | {"history": history}
+
+    @staticmethod
+    def of(state: dict[str, Any], device: torch.device) -> Run:
+        """The inverse of :meth:`state`."""
+        tensors = {name: state[name].to(device) for name in ("X", "best")}
+        memory = {name: t.to(device) for name, t in state["memory"].items()}
+        history = state["history"].tolist()
+        return Run(**state | tensors | {"memory": memory, "history": history})
+
+
+def iterate(
+    method: Method,
+    X: Tensor,
+    *,
+    tolerances: list[float],
+    maxiter: int,
+    name: str,
+    progressbar: bool = False,
+    file: Checkpoint,
+) -> Run:
+    """Take steps until every column has ended.
+
+    Raises:
+        FloatingPointError: If an iterate is not finite any more.
+    """
+    with torch.no_grad():
+        state = file.load()
+        run = Run.of(state, X.device) if state else _begin(method, X, tolerances)
+        try:
+            with tqdm(
+                desc=name,
+                initial=run.iteration,
+                unit=" iterations",
+                disable=not progressbar,
+            ) as bar:
+                while run.active and run.iteration < maxiter:
+                    new = _advance(method, run, tolerances)
+                    if file.due(run.num_products, new.num_products):
+                        file.save(new.state())
+                    run = new
+                    bar.set_postfix_str(_furthest(run, tolerances), refresh=False)
+                    bar.update()
+            file.save(run.state())
+            return _close(method, run, tolerances)
+        except KeyboardInterrupt:
+            file.save(run.state())
+            return _interrupted(run)
+
+
+def _begin(method: Method, X: Tensor, tolerances: list[float]) -> Run:
+    K = len(X)
+    rows, unknown = list(range(K)), [math.inf] * K
+    return _verified(method, Run.at(X, "", [unknown]), rows, tolerances)
+
+
+def _advance(method: Method, run: Run, tolerances: list[float]) -> Run:
+    """A step, and a look at the true residual where that seems small, or may be hidden."""
+    new = _stepped(method, run)
+    floors = new.memory["floor"].tolist()
+    # a step so long that its rounding may hide the residual: look before and after
+    leaps = [
+        k
+        for k in new.active
+        if run.norms[k] < 100 * floors[k] and run.norms[k] <= run.best_norms[k] / 2
+    ]
+    if leaps:
+        new = _stepped(method, _verified(method, run, leaps, tolerances))
+    near = []
+    for k in new.active:
+        norm, floor, best = new.norms[k], floors[k], new.best_norms[k]
+        hidden = norm <= floor and (norm <= best / 2 or math.isinf(floor))
+        if norm <= tolerances[k] or hidden or k in leaps:
+            near.append(k)
+    return _verified(method, new, near, tolerances) if near else new
+
+
+def _close(method: Method, run: Run, tolerances: list[float]) -> Run:
+    """The true residual of what has not converged."""
+    run = replace(run, statuses=[s or "maxiter" for s in run.statuses])
+    moved = [k for k, norm in enumerate(run.residual_norms) if math.isnan(norm)]
+    return _verified(method, run, moved, tolerances) if moved else run
+
+
+def _interrupted(run: Run) -> Run:
+    """Residuals of the recurrence: a product would keep the user waiting."""
+    known = zip(run.residual_norms, run.memory["residual_norm"].tolist(), strict=True)
+    return replace(
+        run,
+        statuses=[status or "interrupted" for status in run.statuses],
+        residual_norms=[own if math.isnan(true) else true for true, own in known],
+    )
+
+
+def _stepped(method: Method, run: Run) -> Run:
+    """One step of the columns that go on."""
+    rows = run.active
+    memory = {n: _take(t, rows) for n, t in run.memory.items()}
+    X, memory, words = method.step(_take(run.X, rows), memory)
+    statuses, norms = run.statuses.copy(), run.norms.copy()
+    residual_norms = run.residual_norms.copy()
+    for k, word, norm in zip(rows, words, memory["norm"].tolist(), strict=True):
+        statuses[k] = word
+        if not word:
+            norms[k], residual_norms[k] = norm, math.nan
+    _check_finite(norms, run.iteration + 1)
+    took = [i for i, word in enumerate(words) if not word]
+    moved = [rows[i] for i in took]
+    run.history[run.iteration + 1 :] = [norms]
+    return replace(
+        run,
+        iteration=run.iteration + 1,
+        num_products=run.num_products + 1,
+        X=_put(run.X, moved, _take(X, took)),
+        memory={n: _put(t, moved, _take(memory[n], took)) for n, t in run.memory.items()},
+        statuses=statuses,
+        norms=norms,
+        residual_norms=residual_norms,
+    )
+
+
+def _verified(method: Method, run: Run, rows: list[int], tolerances: list[float]) -> Run:
+    """Take the true residuals of columns, and start anew from them if it must be."""
+    fresh = method.start(rows, _take(run.X, rows))
+    true_norms, residuals = fresh["norm"].tolist(), fresh["residual_norm"].tolist()
+    _check_finite(true_norms, run.iteration)
+    floors = run.memory["floor"].tolist() if run.memory else [math.inf] * len(run.X)
+    statuses, norms = run.statuses.copy(), run.norms.copy()
+    residual_norms, best_norms = run.residual_norms.copy(), run.best_norms.copy()
+    best_residual_norms = run.best_residual_norms.copy()
+    anchors, again = run.anchors.copy(), []
+    for i, (k, norm) in enumerate(zip(rows, true_norms, strict=True)):
+        drifted, helped = norm > DRIFT * norms[k], norm <= anchors[k] / 2
+        broken = math.isinf(floors[k])
+        if norm <= tolerances[k]:
+            statuses[k] = "converged"
+        elif not statuses[k] and (drifted or broken) and not helped:
+            statuses[k] = "stagnated"
+        elif not statuses[k] and (drifted or broken or norms[k] <= tolerances[k]):
+            again.append(i)
+            anchors[k] = norm
+        norms[k], residual_norms[k] = norm, residuals[i]
+    better = [k for k in rows if norms[k] <= best_norms[k]]
+    best = _put(run.best, better, _take(run.X, better))
+    # what cannot go on goes back to where it was best
+    stuck = [k for k in rows if statuses[k] in ("stagnated", "singular")]
+    worse = [k for k in stuck if k not in better]
+    X = _put(run.X, worse, _take(best, worse))
+    for k in better:
+        best_norms[k], best_residual_norms[k] = norms[k], residual_norms[k]
+    for k in worse:
+        norms[k], residual_norms[k] = best_norms[k], best_residual_norms[k]
+    run.history[run.iteration :] = [norms]
+    return replace(
+        run,
+        num_products=run.num_products + 1,
+        X=X,
+        memory=_restarted(run.memory, rows, fresh, again) if run.memory else fresh,
+        statuses=statuses,
+        norms=norms,
+        residual_norms=residual_norms,
+        best=best,
+        best_norms=best_norms,
+        best_residual_norms=best_residual_norms,
+        anchors=anchors,
+    )
+
+
+def _restarted(memory: Memory, rows: list[int], fresh: Memory, again: list[int]) -> Memory:
+    """The memory, with some of the rows started anew; what is known of ``A`` stays."""
+    kept = [rows[i] for i in again]
+    new = {n: _put(t, kept, _take(fresh[n], again)) for n, t in memory.items()}
+    return new | {"norm_A": torch.maximum(memory["norm_A"], new["norm_A"])}
+
+
+def _take(t: Tensor, rows: list[int]) -> Tensor:
+    """Some of the rows, in order; all of them without a copy."""
+    return t if len(rows) == len(t) else t[rows]
+
+
+def _put(t: Tensor, rows: list[int], new: Tensor) -> Tensor:
+    """``t`` with some of its rows replaced, in order."""
+    if len(rows) == len(t):
+        return new
+    return t.index_copy(0, torch.tensor(rows, dtype=torch.long, device=t.device), new)
+
+
+def _check_finite(norms: list[float], iteration: int) -> None:
+    if not all(math.isfinite(norm) for norm in norms):
+        raise FloatingPointError(NOT_FINITE.format(iteration))
+
+
+def _furthest(run: Run, tolerances: list[float]) -> str:
+    """The column that is furthest from its tolerance, for the bar."""
+    gaps = zip(run.norms, tolerances, strict=True)
+    norm, tolerance = max(gaps, key=lambda gap: gap[0] / (gap[1] or 1e-300))
+    return f"residual {norm:.1e} of {tolerance:.1e}"
+
+
+def solution(system: System, run: Run, direction: Tensor | None = None) -> Solution:
+    """The run in the units and form of the right-hand side."""
+    scale = system.scale.cpu().double()
+    history = torch.tensor(run.history[: run.iteration + 1], dtype=torch.float64) * scale
+    residual_norm = torch.tensor(run.residual_norms, dtype=torch.float64) * scale
+    if system.form.is_vector:
+        history, residual_norm = history[:, 0], residual_norm[0]
+    return Solution(
+        x=system.write(system.rescaled(run.X)),
+        status=worst(run.statuses),
+        iterations=run.iteration,
+        residual_norm=residual_norm,
+        history=history,
+        statuses=tuple(run.statuses),
+        direction=None if direction is None else system.write(direction),
+    )

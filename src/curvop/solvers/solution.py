@@ -1,0 +1,70 @@
+"""What a solver found, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from curvop.operators.layout import Vector
+
+# From the best end to the worst: several columns end as their worst one did.
+STATUSES = (
+    "converged",
+    "maxiter",
+    "interrupted",
+    "stagnated",
+    "singular",
+    "negative curvature",
+)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solution of ``A x = b``, for one right-hand side or ``K`` of them.
+
+    Attributes:
+        x: The solution, in the form in which ``b`` was handed in.
+        status: How it ended, in a word; of several columns the worst.
+
+            - ``"converged"``: the residual, computed from ``x``, is below the tolerance.
+            - ``"maxiter"``: it is not, after as many iterations as allowed.
+            - ``"interrupted"``: by Ctrl-C; ``x`` is the last iterate.
+            - ``"stagnated"``: rounding keeps the residual above the tolerance.
+            - ``"singular"``: a direction without curvature, to rounding: the matrix has
+              no inverse on this right-hand side.
+            - ``"negative curvature"``: ``direction`` has it, ``x`` is the iterate
+              before.
+        iterations: Number of iterations, of the column that took most.
+        residual_norm: ``‖b - A x‖``, computed from ``x`` by a product of its own. Only
+            of an interrupted run it is the one of the recurrence (``nan`` for lsmr).
+        history: The norm that must get below the tolerance, at the start and after each
+            iteration, from the recurrence; a column that has ended repeats its last.
+        statuses: How each column ended.
+        direction: Where a column ended with ``"negative curvature"`` or ``"singular"``,
+            a ``d`` of unit norm with ``dᵀ A d ≤ 0``, in the form of ``b``; zero for other
+            columns, ``None`` if there is no such column.
+    """
+
+    x: Vector
+    status: str
+    iterations: int
+    residual_norm: Tensor  # [], or [K]; float64 on the CPU
+    history: Tensor  # [iterations + 1], or [iterations + 1, K]; float64 on the CPU
+    statuses: tuple[str, ...]  # K words
+    direction: Vector | None = None
+
+    @property
+    def converged(self) -> bool:
+        """Whether every column converged."""
+        return self.status == "converged"
+
+
+class NotConvergedError(RuntimeError):
+    """An inverse operator could not solve for what it was multiplied onto."""
+
+
+def worst(statuses: Sequence[str]) -> str:
+    """One word for several columns; none at all have converged."""
+    return max(statuses, key=STATUSES.index, default="converged")
