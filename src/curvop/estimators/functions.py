@@ -1,0 +1,215 @@
+"""Traces of functions of a symmetric matrix: in general, log-determinant, dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Generator, Tensor
+
+from curvop.estimate import Estimate
+from curvop.estimators.options import (
+    Options,
+    check_damping,
+    check_psd,
+    check_symmetric,
+    options,
+)
+from curvop.estimators.quadrature import (
+    FEWEST_PROBES,
+    Function,
+    enclosed,
+    estimated,
+    last_doubling,
+)
+from curvop.operators import LinearOperator, as_operator
+
+
+def trace_function(
+    A: Any,
+    f: Function,
+    *,
+    num_matvecs: int | None = None,
+    tol: float | None = None,
+    generator: Generator | None = None,
+    chunk_size: int = 8,
+    progressbar: bool = False,
+) -> Estimate:
+    r"""Estimate ``tr f(A)`` of a symmetric matrix by stochastic Lanczos quadrature.
+
+    .. math:: \operatorname{tr} f(A) ≈ \frac{N}{m} \sum_{i=1}^m
+        \sum_j τ_{ij}^2 f(θ_{ij})
+
+    (Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature",
+    2017), with nodes ``θ`` and weights ``τ²`` from Lanczos runs on random signs, which
+    are fully reorthogonalised. A run goes on until truncation is at most 0.1 % (or a
+    quarter of ``tol``), for a tenth of the products at most. Truncation counts towards
+    the standard error. It is taken as the change by the last doubling of the steps, times
+    the doublings that are left until the Krylov space is everything: a bound where no
+    later doubling changes more.
+
+    A chunk keeps all vectors of its runs: ``chunk_size`` times the steps.
+
+    Args:
+        A: A symmetric operator, or whatever :func:`as_operator` understands.
+        f: The function, elementwise on a tensor in double precision; finite between the
+            least and the largest eigenvalue.
+        num_matvecs: Most products; 500 if neither they nor ``tol`` are given.
+        tol: Stop when the standard error, absolute, is at most this. Without
+            ``num_matvecs``, products are taken until it is.
+        generator: Source of the probes. By default a fresh one, seeded by the operating
+            system: each call draws others. No global generator is touched.
+        chunk_size: Most columns in one product.
+        progressbar: Whether to show value and standard error.
+
+    Returns:
+        The trace with its standard error, in which the spread over the probes,
+        truncation and rounding are combined. From few probes the error is widened, so
+        that three of them cover the truth as often as from many.
+
+    Raises:
+        TypeError: If something is of the wrong kind.
+        ValueError: If the matrix is not known to be symmetric, something does not fit, a
+            product is not finite, or ``f`` is not.
+
+    >>> import torch
+    >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    >>> round(trace_function(A, torch.exp).value, 6)
+    30.192875
+    """
+    A = as_operator(A)
+    check_symmetric(A, "trace_function")
+    if not callable(f):
+        raise TypeError(f"Expected f as a function of a tensor, got {type(f).__name__}.")
+    chosen = _options(A, num_matvecs, tol, generator, chunk_size, progressbar)
+    return estimated(A, f, chosen, last_doubling)
+
+
+def logdet(
+    A: Any,
+    *,
+    damping: float = 0.0,
+    num_matvecs: int | None = None,
+    tol: float | None = None,
+    generator: Generator | None = None,
+    chunk_size: int = 8,
+    progressbar: bool = False,
+) -> Estimate:
+    r"""Estimate ``log det (A + λ I)`` of a positive (semi-)definite matrix.
+
+    .. math:: \log \det (A + λ I) = \operatorname{tr} \log (A + λ I)
+
+    as in :func:`trace_function`. A large condition number takes many Lanczos steps, hence
+    many products; damping takes them back. With damping, truncation is bounded, not only
+    estimated: by the Gauss-Radau quadrature with a node at 0.
+
+    Args:
+        A: A psd operator, or whatever :func:`as_operator` understands.
+        damping: ``λ``, not negative; positive for a singular matrix.
+        num_matvecs: See :func:`trace_function`, also for what follows.
+        tol: Stop when the standard error, absolute, is at most this.
+        generator: Source of the probes.
+        chunk_size: Most columns in one product.
+        progressbar: Whether to show value and standard error.
+
+    Returns:
+        The logarithm of the determinant with its standard error.
+
+    Raises:
+        TypeError: If something is of the wrong kind.
+        ValueError: If the matrix is not known to be psd, is singular without damping,
+            something does not fit, or a product is not finite.
+
+    >>> import torch
+    >>> from curvop import assume_psd
+    >>> A = assume_psd(2 * torch.eye(5, dtype=torch.float64))
+    >>> round(logdet(A).value / torch.tensor(2.0).log().item(), 6)
+    5.0
+    """
+    A = as_operator(A)
+    check_psd(A, "logdet")
+    shift = check_damping(damping, positive=False)
+
+    def log(x: Tensor) -> Tensor:
+        x = x.clamp(min=0) + shift
+        if (x == 0).any():
+            raise ValueError(
+                "Expected a positive definite matrix, got one that is singular up to "
+                "rounding. Give a positive damping."
+            )
+        return x.log()
+
+    chosen = _options(A, num_matvecs, tol, generator, chunk_size, progressbar)
+    return estimated(A, log, chosen, enclosed if shift else last_doubling)
+
+
+def effective_dimension(
+    A: Any,
+    damping: float,
+    *,
+    num_matvecs: int | None = None,
+    tol: float | None = None,
+    generator: Generator | None = None,
+    chunk_size: int = 8,
+    progressbar: bool = False,
+) -> Estimate:
+    r"""Estimate the number of directions in which a psd matrix exceeds the damping.
+
+    .. math:: d(λ) = \operatorname{tr} A (A + λ I)^{-1} = \sum_i \frac{λ_i}{λ_i + λ}
+
+    as in :func:`trace_function` (MacKay, "A practical Bayesian framework for
+    backpropagation networks", 1992: the number of well-determined parameters).
+    Truncation is bounded as for :func:`logdet`.
+
+    Args:
+        A: A psd operator, or whatever :func:`as_operator` understands.
+        damping: ``λ``, positive.
+        num_matvecs: See :func:`trace_function`, also for what follows.
+        tol: Stop when the standard error, absolute, is at most this.
+        generator: Source of the probes.
+        chunk_size: Most columns in one product.
+        progressbar: Whether to show value and standard error.
+
+    Returns:
+        The effective dimension with its standard error.
+
+    Raises:
+        TypeError: If something is of the wrong kind.
+        ValueError: If the matrix is not known to be psd, something does not fit, or a
+            product is not finite.
+
+    >>> import torch
+    >>> from curvop import assume_psd
+    >>> A = assume_psd(torch.diag(torch.tensor([1e6, 1.0, 1e-6], dtype=torch.float64)))
+    >>> round(effective_dimension(A, 1.0).value, 3)
+    1.5
+    """
+    A = as_operator(A)
+    check_psd(A, "effective_dimension")
+    shift = check_damping(damping, positive=True)
+
+    def share(x: Tensor) -> Tensor:
+        x = x.clamp(min=0)
+        return x / (x + shift)
+
+    chosen = _options(A, num_matvecs, tol, generator, chunk_size, progressbar)
+    return estimated(A, share, chosen, enclosed)
+
+
+def _options(
+    A: LinearOperator,
+    num_matvecs: int | None,
+    tol: float | None,
+    generator: Generator | None,
+    chunk_size: int,
+    progressbar: bool,
+) -> Options:
+    return options(
+        A,
+        num_matvecs=num_matvecs,
+        tol=tol,
+        generator=generator,
+        chunk_size=chunk_size,
+        progressbar=progressbar,
+        default=500,
+        least=2 * FEWEST_PROBES,
+    )

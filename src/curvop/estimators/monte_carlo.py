@@ -1,0 +1,139 @@
+"""Means over probes: of independent signs, or of all unit vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from curvop.checkpoint import Checkpoint, State
+from curvop.estimators.moments import no_moments, standard_error, with_samples
+from curvop.estimators.options import Options
+from curvop.estimators.products import probes, working_dtype
+from curvop.estimators.run import Method, Outcome, run
+from curvop.operators import LinearOperator
+
+
+class Samples(NamedTuple):
+    """What a quadratic form takes on a chunk of probes."""
+
+    values: Tensor  # [K, *shape]
+    slack: Tensor  # [K, *shape], what each is off by, other than by chance
+    num_matvecs: int
+
+
+Form = Callable[[Tensor, int], Samples]
+"""Samples at the columns ``[N, K]``, after so many products.
+
+Its mean over sign probes, and its sum over the unit vectors, is what is looked for."""
+
+Finish = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From mean and standard error to value and standard error."""
+
+
+def _as_it_is(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    return mean, error
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is sampled, and how.
+
+    Attributes:
+        A: The matrix.
+        form: What is sampled.
+        like: Tensor of the shape, dtype and device of one sample.
+        chunk_size: Most probes at once.
+        cost: Most products per probe.
+        finish: What is reported of the mean.
+    """
+
+    A: LinearOperator
+    form: Form
+    like: Tensor
+    chunk_size: int
+    cost: int = 1
+    finish: Finish = _as_it_is
+
+    def step(self, state: State, V: Tensor) -> State:
+        """More samples, at the columns of ``V``."""
+        values, slack, n = self.form(V, state["num_matvecs"])
+        more = with_samples(state, values, slack)
+        return {**more, "num_matvecs": state["num_matvecs"] + n}
+
+
+class SignProbes(Method):
+    """The mean over random signs (Hutchinson, 1990)."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+
+    def start(self, generator: Generator) -> State:
+        """No samples."""
+        return {**no_moments(self._sampling.like), "num_matvecs": 0}
+
+    def cost(self, state: State) -> int:
+        """The same for each."""
+        return self._sampling.cost
+
+    def step(self, state: State, most: int, generator: Generator) -> State:
+        """More probes."""
+        s = self._sampling
+        V = probes("signs", s.A, min(most, s.chunk_size), generator)
+        return s.step(state, V)
+
+    def estimate(self, state: State) -> tuple[Tensor, Tensor]:
+        """The mean, and what is made of it."""
+        return self._sampling.finish(state["mean"], standard_error(state))
+
+
+class UnitVectors(Method):
+    """The sum over all unit vectors, in random order: the exact value.
+
+    Until the last one it is an estimate, ``N`` times the mean over a sample without
+    replacement.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+
+    def start(self, generator: Generator) -> State:
+        """No samples, and their order."""
+        s = self._sampling
+        N, device = s.A.shape[1], generator.device
+        order = torch.randperm(N, generator=generator, device=device)
+        return {**no_moments(s.like), "num_matvecs": 0, "order": order}
+
+    def cost(self, state: State) -> int:
+        """The same for each."""
+        return self._sampling.cost
+
+    def step(self, state: State, most: int, generator: Generator) -> State:
+        """More unit vectors."""
+        s, count = self._sampling, state["count"]
+        A = s.A
+        which = state["order"][count : count + min(most, s.chunk_size)].to(A.device)
+        K = len(which)
+        V = torch.zeros(A.shape[1], K, dtype=working_dtype(A), device=A.device)
+        V[which, torch.arange(K, device=A.device)] = 1
+        return s.step(state, V)
+
+    def estimate(self, state: State) -> tuple[Tensor, Tensor]:
+        """``N`` times the mean; what was visited is no longer uncertain."""
+        s, count = self._sampling, state["count"]
+        N, slack = s.A.shape[1], state["slack"]
+        error = slack
+        if count < N:
+            chance = standard_error({**state, "slack": torch.zeros_like(slack)})
+            error = torch.hypot(chance * (1 - count / N) ** 0.5, slack)
+        return s.finish(N * state["mean"], N * error)
+
+
+def mean_over_probes(sampling: Sampling, options: Options) -> Outcome:
+    """Run it, from the start."""
+    signs, units = SignProbes(sampling), UnitVectors(sampling)
+    A = sampling.A
+    return run(signs, units, A.shape[1], options, Checkpoint(None, A, {}))

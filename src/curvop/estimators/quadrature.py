@@ -1,0 +1,105 @@
+"""Stochastic Lanczos quadrature, with a bound of its truncation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from curvop.estimate import Estimate
+from curvop.estimators.lanczos import tridiagonals
+from curvop.estimators.monte_carlo import Samples, Sampling, mean_over_probes
+from curvop.estimators.options import Options
+from curvop.operators import LinearOperator
+
+Function = Callable[[Tensor], Tensor]
+Truncation = Callable[[Tensor, Tensor, Function, int], Tensor]
+"""From ``T``, its quadrature, the function and ``N`` to what truncation may change."""
+
+FEWEST_PROBES = 10
+# Sizes of a Krylov space at which truncation is looked at.
+LOOKS = [size for i in range(2, 16) for size in (2 * 2**i, 3 * 2**i)]
+# Truncation that matters little besides the spread over probes, as a share of the value.
+TRUNCATION = 1e-3
+
+
+def estimated(
+    A: LinearOperator, f: Function, chosen: Options, truncation_of: Truncation
+) -> Estimate:
+    """The mean of ``vᵀ f(A) v`` over random signs."""
+    N, tol = A.shape[1], chosen.tol
+    steps = min(chosen.num_matvecs // FEWEST_PROBES, N)
+    sizes = [p for p in LOOKS if p < steps] + [steps]
+
+    def form(V: Tensor, before: int) -> Samples:
+        squares = V.square().sum(0)
+        scale = squares.to("cpu", torch.float64)
+        for T, invariant in tridiagonals(A, V / squares.sqrt(), sizes, before):
+            value, size, rounding = quadrature(T, f, torch.finfo(A.dtype).eps)
+            truncation = torch.where(invariant, 0.0, truncation_of(T, value, f, N))
+            goal = TRUNCATION * scale * size if tol is None else torch.tensor(tol / 4)
+            if (scale * truncation).mean() <= goal.mean():
+                break
+        slack = truncation + rounding
+        return Samples(scale * value, scale * slack, T.shape[-1] * V.shape[1])
+
+    like = torch.zeros((), dtype=torch.float64)
+    sampling = Sampling(A, form, like, chosen.chunk_size, cost=steps)
+    value, error, n = mean_over_probes(sampling, chosen)
+    return Estimate(float(value), float(error), n)
+
+
+def last_doubling(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
+    """Its effect, for each doubling that is left until the space is everything."""
+    p = T.shape[-1]
+    half = T[:, : (p + 1) // 2, : (p + 1) // 2]
+    change = (value - quadrature(half, f, 0.0)[0]).abs()
+    return change * max(1.0, math.log2(N / p))
+
+
+def enclosed(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
+    """The distance of the two quadratures between which the truth is."""
+    return (value - quadrature(with_zero(T), f, 0.0)[0]).abs()
+
+
+def with_zero(T: Tensor) -> Tensor:
+    """``T`` of the Gauss-Radau quadrature with a node at 0, a hair below the spectrum.
+
+    The two quadratures enclose the integral of ``f`` where the signs of its derivatives
+    alternate (Golub, Meurant, "Matrices, moments and quadrature", 1994): of logarithm
+    and inverse.
+    """
+    p = T.shape[-1]
+    zero = -torch.finfo(T.dtype).eps * T.abs().amax((-2, -1))
+    last = zero
+    if p > 1:
+        eye = torch.eye(p - 1, dtype=T.dtype)
+        target = eye[:, -1] * T[:, -1, -2, None].square()
+        J = T[:, :-1, :-1] - zero[:, None, None] * eye
+        last = zero + torch.linalg.solve(J, target)[:, -1]
+    T = T.clone()
+    T[:, -1, -1] = last
+    return T
+
+
+def quadrature(T: Tensor, f: Function, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``e₁ᵀ f(T) e₁``, ``e₁ᵀ |f|(T) e₁`` and what rounding changes, ``[K]`` each."""
+    nodes, vectors = torch.linalg.eigh(T)  # [K, p], [K, p, p]
+    weights = vectors[:, 0, :].square()
+    values = f(nodes)
+    if values.shape != nodes.shape:
+        raise ValueError(
+            f"Expected f to keep the shape {tuple(nodes.shape)}, got {tuple(values.shape)}."
+        )
+    bad = ~values.isfinite()
+    if bad.any():
+        raise ValueError(
+            "Expected f to be finite between the least and the largest eigenvalue, got "
+            f"{float(values[bad][0])} at {float(nodes[bad][0]):.6g}."
+        )
+    size = (weights * values.abs()).sum(-1)
+    moved = f(nodes + eps * nodes.abs().amax(-1, keepdim=True)) - values
+    rounding = (weights * moved.abs().nan_to_num(0, 0)).sum(-1) + eps * size
+    return (weights * values).sum(-1), size, rounding
