@@ -1,0 +1,240 @@
+"""The density of eigenvalues."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from curvop.checkpoint import Checkpoint, State
+from curvop.spectra import problem
+from curvop.spectra.basis import Basis
+from curvop.spectra.grids import Kind, Scale, broadened, even
+from curvop.spectra.interrupts import Interrupts
+from curvop.spectra.krylov import Krylov
+from curvop.spectra.products import Products
+from curvop.spectra.running import carry_out
+
+
+@dataclass(frozen=True)
+class Density:
+    """An estimated density of eigenvalues, with an error band.
+
+    Attributes:
+        grid: ``t``, ascending, ``[n]``.
+        values: Density at ``t``, ``[n]``; its integral by the trapezoidal rule is 1.
+        standard_error: Standard deviation of ``values`` over repetitions, estimated from
+            the probes, ``[n]``; ``nan`` from one probe. What the Gaussians blur, and what
+            few products leave undecided, is not in it.
+        nodes: Ritz values of each probe, ``[num_probes, m]``.
+        weights: Their weights, which sum to 1 for each probe, ``[num_probes, m]``.
+        status: ``"converged"``, or ``"interrupted"``, which has the probes done by then.
+        num_matvecs: Number of products with the matrix that it took.
+    """
+
+    grid: Tensor  # [n]
+    values: Tensor  # [n]
+    standard_error: Tensor  # [n]
+    nodes: Tensor  # [num_probes, m]
+    weights: Tensor  # [num_probes, m]
+    status: str
+    num_matvecs: int
+
+
+def spectral_density(
+    A: Any,
+    *,
+    num_probes: int = 8,
+    num_matvecs: int = 64,
+    generator: Generator | None = None,
+    grid: Kind | Tensor = "linear",
+    num_points: int = 1024,
+    width: float = 0.01,
+    linear_width: float | None = None,
+    progressbar: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> Density:
+    r"""Estimate the density of eigenvalues of a symmetric matrix.
+
+    .. math:: φ(t) = \frac{1}{N} \sum_{i=1}^N g_σ(t - λ_i)
+        ≈ \frac{1}{p} \sum_{l=1}^p \sum_{j=1}^m τ_{lj} \, g_σ(t - θ_{lj})
+
+    by stochastic Lanczos quadrature: the Ritz values ``θ`` of ``m`` Lanczos steps from a
+    random unit vector, weighted by the squared first entries ``τ`` of their
+    eigenvectors, are a Gauss rule for ``vᵀ f(A) v`` (Lin, Saad and Yang, "Approximating
+    spectral densities of large matrices", 2016; Golub and Meurant, "Matrices, moments
+    and quadrature", 1994). All Lanczos vectors are kept orthogonal, so that no
+    eigenvalue comes twice.
+
+    Args:
+        A: A symmetric operator, or whatever :func:`as_operator` understands.
+        num_probes: Number ``p`` of random vectors.
+        num_matvecs: Products ``m`` for each of them. As many vectors are held.
+        generator: Source of the probes. By default a fresh one, seeded by the operating
+            system: each call draws others. No global generator is touched.
+        grid: Evenly spaced; even in a symmetric logarithm, for spectra with a bulk at
+            zero; or the grid itself, ascending ``[n]``.
+        num_points: Number ``n`` of its points.
+        width: ``σ``, as a share of the range of the spectrum. On a ``"symlog"`` grid
+            Gaussians have this width in the logarithm, and the density is that of ``t``.
+        linear_width: Where the symmetric logarithm becomes linear, by default 1e-4 times
+            the largest Ritz value.
+        progressbar: Whether to show products and probes.
+        checkpoint: A file from which a run that was broken off is continued, with the
+            same result. It is written every few products.
+
+    Returns:
+        The density. After Ctrl-C that of the probes done by then.
+
+    Raises:
+        TypeError: If something is of the wrong kind.
+        ValueError: If ``A`` is not tagged as symmetric, or its products show that it is
+            not; if a product is not finite; if something else does not fit; or if the
+            checkpoint is of another problem.
+        KeyboardInterrupt: If it comes before the first probe is done.
+
+    >>> A = torch.diag(torch.linspace(-1, 1, 100, dtype=torch.float64))
+    >>> density = spectral_density(A, generator=torch.Generator().manual_seed(0))
+    >>> round(float(torch.trapezoid(density.values, density.grid)), 12)
+    1.0
+    >>> negative = density.grid <= 0
+    >>> share = torch.trapezoid(density.values[negative], density.grid[negative])
+    >>> 0.4 < float(share) < 0.6
+    True
+    """
+    A = problem.symmetric(A)
+    N = A.shape[0]
+    num_probes = problem.integer(num_probes, "num_probes", 1)
+    num_matvecs = problem.integer(num_matvecs, "num_matvecs", 1)
+    num_points = problem.integer(num_points, "num_points", 2)
+    if not 0 < width < math.inf:
+        raise ValueError(f"Expected a positive width, got {width}.")
+    if linear_width is not None and not 0 < linear_width < math.inf:
+        raise ValueError(f"Expected a positive linear_width, got {linear_width}.")
+    _check_grid(grid)
+    source = problem.source(generator, fixed=False)
+    settings = {
+        "algorithm": "spectral_density",
+        "num_probes": num_probes,
+        "num_matvecs": num_matvecs,
+        "generator": None if generator is None else generator.get_state(),
+    }
+
+    m = min(num_matvecs, N)
+    basis = Basis(N, first=1, capacity=m + 1, dtype=A.dtype, device=A.device)
+    run = Quadrature(basis, num_probes, m, source)
+    file = Checkpoint(checkpoint, A, settings)
+    with Interrupts() as interrupts:
+        stored = file.load()
+        if stored is not None:
+            run.resume(stored)
+        multiply = Products(
+            A,
+            0 if stored is None else stored["count"],
+            interrupts,
+            progressbar=progressbar,
+            label="spectral_density",
+        )
+        status = carry_out(run, multiply, file, "probes")
+    if not run.rules:
+        raise KeyboardInterrupt("Interrupted before the first probe was done.")
+    nodes, weights = run.nodes_and_weights()
+
+    scale = (
+        Scale(
+            "symlog" if grid == "symlog" else "linear",
+            linear_width or 1e-4 * float(nodes.abs().max()) or 1.0,
+        )
+        if isinstance(grid, str)
+        else Scale("linear", 1.0)
+    )
+    points, sigma = even(nodes, scale, num_points, width)
+    if isinstance(grid, Tensor):
+        points = grid.detach().to("cpu", torch.float64)
+    samples = broadened(nodes, weights, points, scale, sigma)  # [num_probes, n]
+    p = len(samples)
+    error = samples.std(0) / math.sqrt(p) if p > 1 else torch.full_like(points, math.nan)
+    return Density(
+        points,
+        samples.mean(0),
+        error,
+        nodes,
+        weights,
+        status,
+        multiply.count + file.num_matvecs,
+    )
+
+
+class Quadrature:
+    """A Gauss rule from each of some random vectors.
+
+    Args:
+        basis: Where Lanczos vectors are stored.
+        num_probes: Number of random vectors.
+        num_matvecs: Products for each.
+        generator: Source of random vectors.
+    """
+
+    def __init__(
+        self, basis: Basis, num_probes: int, num_matvecs: int, generator: Generator
+    ) -> None:
+        self.rules: list[tuple[Tensor, Tensor]] = []
+        self._krylov = Krylov(basis)
+        self._num_probes = num_probes
+        self._num_matvecs = num_matvecs
+        self._generator = generator
+
+    def run(self, multiply: Products, save: Callable[[], None]) -> str:
+        """Multiply until all probes are done; the status, as a word."""
+        while len(self.rules) < self._num_probes:
+            krylov = self._krylov
+            if krylov.used == 0:
+                krylov.inject(self._generator)
+            krylov.expand(multiply)
+            if krylov.m == self._num_matvecs or krylov.q == 0:
+                theta, S, _ = krylov.ritz()
+                self.rules.append((theta, S[0] ** 2))
+                self._krylov = Krylov(krylov.basis, scale=krylov.scale)
+                multiply.show(probes=f"{len(self.rules)}/{self._num_probes}")
+            save()
+        return "converged"
+
+    def nodes_and_weights(self) -> tuple[Tensor, Tensor]:
+        """Those of all probes, ``[p, m]``; a shorter rule has nodes without weight."""
+        m = max(len(theta) for theta, _ in self.rules)
+        nodes = [torch.cat([t, t[-1:].expand(m - len(t))]) for t, _ in self.rules]
+        weights = [torch.cat([w, w.new_zeros(m - len(w))]) for _, w in self.rules]
+        return torch.stack(nodes), torch.stack(weights)
+
+    def state(self) -> State:
+        """All that the run consists of."""
+        return {
+            "panels": self._krylov.basis.panels,
+            "krylov": self._krylov.state(),
+            "rules": self.rules,
+            "generator": self._generator.get_state(),
+        }
+
+    def resume(self, state: State) -> None:
+        """Go on from this state."""
+        basis = self._krylov.basis
+        basis.panels[:] = [p.to(basis.basis_device) for p in state["panels"]]
+        self._krylov = Krylov.resumed(basis, state["krylov"])
+        self.rules = [tuple(rule) for rule in state["rules"]]
+        self._generator.set_state(state["generator"])
+
+
+def _check_grid(grid: Any) -> None:
+    if isinstance(grid, Tensor):
+        if grid.ndim != 1 or len(grid) < 2 or not bool((torch.diff(grid) > 0).all()):
+            raise ValueError(
+                "Expected a grid of at least 2 ascending points, got shape "
+                f"{tuple(grid.shape)}."
+            )
+    elif grid not in ("linear", "symlog"):
+        raise ValueError(f"Expected grid='linear', 'symlog' or a tensor, got {grid!r}.")

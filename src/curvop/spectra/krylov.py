@@ -1,0 +1,148 @@
+"""The Lanczos decomposition of a symmetric matrix, restarted in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from curvop.checkpoint import State
+from curvop.spectra import sums
+from curvop.spectra.basis import Basis
+
+Multiply = Callable[[Tensor], Tensor]
+
+
+class Krylov:
+    r"""``A V = V T + F C`` with orthonormal rows of a basis for the columns of ``V, F``.
+
+    ``V`` has ``m`` vectors that were multiplied; ``F`` has ``q`` *pending* ones, which
+    were not. ``C [q, m]`` couples them. Rows of the basis before ``base`` are left
+    alone, and every vector is orthogonal to them: the decomposition is that of
+    ``(I - QQᵀ) A (I - QQᵀ)`` with these rows as ``Q``.
+
+    ``T`` and ``C`` are the leading blocks of one matrix, which is the Rayleigh quotient
+    of ``[V, F]`` as far as it is known. It is symmetric where ``A`` is: a coefficient
+    that rounding does not explain is an error.
+
+    Args:
+        basis: Where the vectors live.
+        base: Rows to leave alone.
+        scale: A lower bound of ``‖A‖`` that is already known.
+    """
+
+    def __init__(self, basis: Basis, base: int = 0, scale: float = 0.0) -> None:
+        self.basis = basis
+        self.base = base
+        self.scale = scale
+        self.slack = 0.0  # coupling that was dropped, hence not seen in T
+        self.m = 0
+        self.q = 0
+        room = basis.capacity - base
+        self._T = torch.zeros(room, room, dtype=torch.float64)
+
+    @property
+    def used(self) -> int:
+        """Rows of the basis in use, those before ``base`` among them."""
+        return self.base + self.m + self.q
+
+    def offer(self, w: Tensor) -> bool:
+        """Add what ``w`` has beyond the basis as a pending vector; ``w`` is lost."""
+        before = sums.norm(w)
+        _, norm = self.basis.orthogonalise(w, self.used)
+        if norm <= self.basis.noise * before:
+            return False
+        self.basis.put(self.used, w.div_(norm))
+        self.q += 1
+        return True
+
+    def inject(self, generator: Generator) -> bool:
+        """Add a random pending vector; ``False`` if the basis spans the space."""
+        if self.used >= self.basis.N:
+            return False
+        return self.offer(random(self.basis, generator))
+
+    def expand(self, multiply: Multiply) -> None:
+        """Multiply the pending vectors; what is new in the products is pending next."""
+        W = multiply(self.basis.rows(self.base + self.m, self.used))
+        # a copy: an operator may return what it stores, or what it was given
+        W = W.to(self.basis.dtype, copy=True)
+        for w in W:
+            self.scale = max(self.scale, sums.norm(w))
+            coefficients, beta = self.basis.orthogonalise(w, self.used)
+            h = coefficients[self.base :]
+            m, n = self.m, self.m + self.q
+            self._check_symmetry(h[:m] - self._T[m, :m])
+            # what is known stays: noise must not keep residuals from becoming small
+            self._T[m:n, m] = self._T[m, m:n] = h[m:]
+            self._T[:m, m] = self._T[m, :m]
+            if beta > self.basis.noise * self.scale and self.used < self.basis.N:
+                self.basis.put(self.used, w.div_(beta))
+                self._T[n, m] = self._T[m, n] = beta
+                self.q += 1
+            self.m += 1
+            self.q -= 1
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values ``[m]``, their coefficients ``[m, m]``, their residuals ``[m]``."""
+        T, C = self.matrices()
+        theta, S = torch.linalg.eigh(T)
+        return theta, S, torch.linalg.vector_norm(C @ S, dim=0)
+
+    def restart(self, theta: Tensor, S: Tensor, *, pending: bool = True) -> None:
+        """Keep the Ritz vectors with coefficients ``S [m, p]`` and the pending ones.
+
+        (Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue
+        problems", 2000; Zhou and Saad, "Block Krylov-Schur method", 2008.)
+        """
+        (m, p), q = S.shape, self.q if pending else 0
+        C = self._T[m : m + q, :m] @ S
+        self.basis.rotate(self.base, self.base + m, S)
+        self.basis.move(self.base + m, self.base + m + q, self.base + p)
+        self._T.zero_()
+        self._T[:p, :p] = torch.diag(theta)
+        self._T[p : p + q, :p] = C
+        self._T[:p, p : p + q] = C.T
+        self.m, self.q = p, q
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """``T [m, m]`` and ``C [q, m]``."""
+        m, q = self.m, self.q
+        return self._T[:m, :m], self._T[m : m + q, :m]
+
+    def state(self) -> State:
+        """All but the basis."""
+        n = self.m + self.q
+        names = ("base", "scale", "slack", "m", "q")
+        return {name: getattr(self, name) for name in names} | {
+            "T": self._T[:n, :n].clone()
+        }
+
+    @classmethod
+    def resumed(cls, basis: Basis, state: State) -> Krylov:
+        """The decomposition with this state."""
+        self = cls(basis, state["base"], state["scale"])
+        self.slack, self.m, self.q = state["slack"], state["m"], state["q"]
+        n = self.m + self.q
+        self._T[:n, :n] = state["T"]
+        return self
+
+    def _check_symmetry(self, difference: Tensor) -> None:
+        if not len(difference):
+            return
+        largest = float(difference.abs().max())
+        if largest > self.basis.eps**0.5 * self.scale + 2 * self.slack:
+            raise ValueError(
+                "Expected a symmetric matrix, got one with |uᵀAv - vᵀAu| = "
+                f"{largest:.1e} for unit vectors u, v, where ‖A‖ is at least "
+                f"{self.scale:.1e}. Is it rightly tagged as symmetric, and the same at "
+                "every product?"
+            )
+
+
+def random(basis: Basis, generator: Generator) -> Tensor:
+    """A standard normal vector ``[N]``."""
+    device = generator.device
+    v = torch.randn(basis.N, generator=generator, device=device, dtype=basis.dtype)
+    return v.to(basis.device)

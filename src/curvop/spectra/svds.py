@@ -1,0 +1,105 @@
+"""The largest singular values of an operator."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from curvop.operators import as_operator
+from curvop.spectra import problem
+from curvop.spectra.eigsh import eigsh
+
+
+@dataclass(frozen=True)
+class SingularTriplets:
+    """Some singular values of a matrix, with singular vectors.
+
+    Attributes:
+        U: Orthonormal columns ``u``, ``[M, k]``.
+        values: ``σ``, descending, ``[k]``.
+        V: Orthonormal columns ``v``, ``[N, k]``.
+        residuals: ``(‖A v - σ u‖² + ‖Aᵀ u - σ v‖²)^½``, ``[k]``.
+        status: ``"converged"``, ``"maxiter"``, ``"inaccurate"`` or ``"interrupted"``.
+        num_matvecs: Number of products with ``A`` and with ``Aᵀ`` that it took.
+    """
+
+    U: Tensor  # [M, k]
+    values: Tensor  # [k]
+    V: Tensor  # [N, k]
+    residuals: Tensor  # [k]
+    status: str
+    num_matvecs: int
+
+
+def svds(
+    A: Any,
+    k: int,
+    *,
+    tol: float = 0.0,
+    ncv: int | None = None,
+    maxiter: int = 10_000,
+    generator: Generator | None = None,
+    progressbar: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> SingularTriplets:
+    r"""The largest singular values and vectors of a matrix, such as a Jacobian.
+
+    .. math:: A v_i = σ_i u_i, \qquad A^⊤ u_i = σ_i v_i
+
+    from the largest eigenvalues of ``AᵀA`` or ``AAᵀ``, whichever is smaller, by
+    :func:`eigsh`, and the singular values of ``A`` on the subspace found. Squaring
+    halves the digits of small values: the error of ``σ`` is of the order of rounding
+    times ``σ₁²/σ``, so that values below ``√eps σ₁`` are noise.
+
+    Args:
+        A: An operator ``[M, N]``, or whatever :func:`as_operator` understands.
+        k: Number of singular values, at most ``min(M, N)``.
+        tol: Residual of the eigenvectors, relative to ``σ₁²``; 0 means rounding.
+        ncv: Vectors in the basis, as in :func:`eigsh`.
+        maxiter: Products with ``AᵀA`` at most, as in :func:`eigsh`.
+        generator: Source of random vectors, as in :func:`eigsh`.
+        progressbar: Whether to show a bar.
+        checkpoint: A file to continue from, as in :func:`eigsh`.
+
+    Returns:
+        The singular triplets.
+
+    Raises:
+        TypeError: If something is of the wrong kind.
+        ValueError: If something does not fit, or a product is not finite.
+
+    >>> A = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    >>> svds(A, 2).values.round(decimals=3)
+    tensor([3., 2.])
+    """
+    A = as_operator(A)
+    k = problem.integer(k, "k", 1, min(A.shape))
+    if A.shape[0] < A.shape[1]:
+        A, transposed = A.T, True
+    else:
+        transposed = False
+    pairs = eigsh(
+        A.T @ A,
+        k,
+        which="LA",
+        tol=tol,
+        ncv=ncv,
+        maxiter=maxiter,
+        generator=generator,
+        progressbar=progressbar,
+        checkpoint=checkpoint,
+    )
+    AV = A @ pairs.vectors
+    kind = torch.promote_types(A.dtype, torch.float32)
+    U, values, W = torch.linalg.svd(AV.to(kind), full_matrices=False)
+    V = (pairs.vectors.to(kind) @ W.T).to(A.dtype)
+    U = U.to(A.dtype)
+    # A V = U Σ holds by construction; what is left of AᵀU is the residual
+    residuals = torch.linalg.vector_norm((A.T @ U - V * values).to(kind), dim=0)
+    num_matvecs = 2 * pairs.num_matvecs + 2 * len(values)
+    left, right = (V, U) if transposed else (U, V)
+    return SingularTriplets(left, values, right, residuals, pairs.status, num_matvecs)
