@@ -33,8 +33,10 @@ test: $(VENV)/.ready-test ## the whole test suite, doctests and README included
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.ready-bench ## products side by side with curvlinops; takes minutes
-	@$(BIN)/python -W ignore benchmarks/products.py --write
+bench: $(VENV)/.ready-bench ## speed and memory beside other libraries; takes an hour
+	@$(BIN)/python -W ignore benchmarks/run.py
+	@for part in solvers spectra estimators direct; do \
+	  $(BIN)/python -W ignore benchmarks/$$part.py --write || exit 1; done
 
 .PHONY: lint
 lint: $(VENV)/.ready-dev ## style and formatting, changes nothing

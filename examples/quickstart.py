@@ -3,9 +3,9 @@
 What it shows, always over the whole data set in mini-batches of uneven size:
 
 1. the ten largest eigenvalues of the Hessian, the Gauss-Newton matrix (GGN) and the
-   empirical Fisher (EF), by SciPy's Lanczos method on the exported operators, each with
-   the residual that proves it, and the lower end of the Hessian's spectrum;
-2. one damped Gauss-Newton step, the linear system solved by SciPy's conjugate gradients;
+   empirical Fisher (EF), by Lanczos on the linearised operators, each with the residual
+   that proves it, and the lower end of the Hessian's spectrum;
+2. one damped Gauss-Newton step, the linear system solved by conjugate gradients;
 3. the trace of the Hessian with its standard error, and the sums of its rows;
 4. a block of the Hessian and of the GGN against a dense matrix made without the library.
 
@@ -28,8 +28,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator as SciPyLinearOperator
-from scipy.sparse.linalg import cg, eigsh
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -40,6 +38,10 @@ from curvop import (
     GGNLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
+    LinearOperator,
+    Solution,
+    cg,
+    eigsh,
 )
 
 FIGURE = Path(__file__).parent / "output" / "quickstart.png"
@@ -107,56 +109,26 @@ def train(model: nn.Module, loss_func: nn.Module, batches: Batches) -> None:
 # ------------------------------------------------------------- eigenvalues and CG
 
 
-def counting(A: SciPyLinearOperator, bar: tqdm) -> SciPyLinearOperator:
-    """The same operator; each product moves a progress bar."""
-
-    def matvec(v: np.ndarray) -> np.ndarray:
-        bar.update()
-        return A.matvec(v)
-
-    return SciPyLinearOperator(A.shape, matvec=matvec, rmatvec=matvec, dtype=A.dtype)
-
-
-def eigenvalues(A: SciPyLinearOperator, k: int, end: str, label: str) -> Spectrum:
+def eigenvalues(A: LinearOperator, k: int, end: str, label: str) -> Spectrum:
     """The ``k`` largest (``end="LA"``) or smallest ("SA") eigenvalues by Lanczos."""
-    start = np.random.default_rng(SEED).standard_normal(A.shape[0])
     begin = time.perf_counter()
-    with tqdm(desc=f"eigsh, {label:<18}", unit=" products") as bar:
-        values, vectors = eigsh(
-            counting(A, bar), k, which=end, v0=start, tol=1e-8, ncv=KRYLOV
-        )
-        products = bar.n
+    found = eigsh(A, k, which=end, tol=1e-8, ncv=KRYLOV)
     seconds = time.perf_counter() - begin
-    # the proof of an eigenpair, by further products: A v = λ v
-    residuals = np.linalg.norm(A @ vectors - vectors * values, axis=0)
+    print(f"   eigsh, {label:<18} {found.status}, {found.num_matvecs} products")
+    values, residuals = found.values.numpy(), found.residuals.numpy()
     outermost_first = np.argsort(-values if end == "LA" else values)
     return Spectrum(
         values[outermost_first],
         residuals[outermost_first] / np.abs(values).max(),
-        products,
+        found.num_matvecs,
         seconds,
     )
 
 
-def gauss_newton_step(
-    G: GGNLinearOperator, gradient: np.ndarray
-) -> tuple[np.ndarray, int, float]:
-    """Solve ``(G + λI) δ = -g``; the step, CG's iterations, the relative residual."""
-    damped = (G + DAMPING * IdentityLinearOperator.like(G)).to_scipy()
-    iterations = 0
-
-    def count(_: np.ndarray) -> None:
-        nonlocal iterations
-        iterations += 1
-
-    with tqdm(desc=f"cg, {'GGN + damping':<21}", unit=" products") as bar:
-        step, failed = cg(
-            counting(damped, bar), -gradient, rtol=1e-6, maxiter=500, callback=count
-        )
-    if failed:
-        raise RuntimeError(f"cg did not converge in {iterations} iterations")
-    residual = damped @ step + gradient
-    return step, iterations, float(np.linalg.norm(residual) / np.linalg.norm(gradient))
+def gauss_newton_step(G: GGNLinearOperator, gradient: Tensor) -> Solution:
+    """Solve ``(G + λI) δ = -g``."""
+    damped = G.linearize() + DAMPING * IdentityLinearOperator.like(G)
+    return cg(damped, -gradient, rtol=1e-6)
 
 
 # ----------------------------------------------------------------- without curvop
@@ -188,7 +160,7 @@ def moved(model: nn.Module, step: Tensor) -> dict[str, Tensor]:
 
 
 def report_spectra(
-    operators: dict[str, SciPyLinearOperator],
+    operators: dict[str, LinearOperator],
 ) -> tuple[dict[str, Spectrum], Spectrum]:
     """Compute and print the top of three spectra, and the bottom of the Hessian's."""
     tops = {name: eigenvalues(A, NUM_FIGURE, "LA", name) for name, A in operators.items()}
@@ -213,11 +185,12 @@ def report_step(
     """Take one damped Gauss-Newton step and print what it did to the loss."""
     loss = loss_func(model(X), y)
     gradient = flat(torch.autograd.grad(loss, list(model.parameters())))
-    step, iterations, residual = gauss_newton_step(G, gradient.numpy())
-    there = moved(model, torch.from_numpy(step))
+    step = gauss_newton_step(G, gradient)
+    residual = float(step.residual_norm / gradient.norm())
+    there = moved(model, step.x)
     after = loss_func(torch.func.functional_call(model, there, (X,)), y)
     print(f"\n2. A Gauss-Newton step with damping {DAMPING:g}\n")
-    print(f"   conjugate gradients   {iterations} iterations")
+    print(f"   conjugate gradients   {step.status}, {step.iterations} iterations")
     print(f"   relative residual     {residual:.1e}")
     print(f"   loss                  {loss.item():.5f} -> {after.item():.5f}")
 
@@ -344,9 +317,7 @@ def main() -> None:
 
     # Lanczos multiplies the same matrix a hundred times: keep what a data pass computes
     operators = {"Hessian": H, "GGN": G, "EF": E}
-    tops, bottom = report_spectra(
-        {name: A.linearize().to_scipy() for name, A in operators.items()}
-    )
+    tops, bottom = report_spectra({name: A.linearize() for name, A in operators.items()})
     report_step(G, model, loss_func, X, y)
     report_trace_and_rows(H, model, loss_func, X, y)
     report_dense_check(model, loss_func, X, y, batches)
