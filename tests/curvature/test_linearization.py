@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvop import EFLinearOperator, GGNLinearOperator, HessianLinearOperator
+from curvop import (
+    EFLinearOperator,
+    GGNLinearOperator,
+    HessianLinearOperator,
+    JacobianLinearOperator,
+)
 from curvop.curvature import linearization, replay
 from tests.cases.linearized import linearized_as
 
@@ -248,6 +253,32 @@ def test_compiled_by_inductor() -> None:
 def test_a_compiler_that_does_not_exist() -> None:
     with pytest.raises(Exception, match="no-such-compiler"):
         small(HessianLinearOperator).linearize(compile="no-such-compiler")
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"memory_budget": 1e6}, TypeError, "memory_budget as an integer, got float"),
+        ({"memory_budget": -1}, ValueError, "memory_budget of at least 0, got -1"),
+        ({"num_products": 0}, ValueError, "num_products of at least 1, got 0"),
+        ({"num_products": None}, TypeError, "num_products as an integer, got NoneType"),
+        ({"batch_size": True}, TypeError, "batch_size as an integer, got bool"),
+        ({"batch_size": 0}, ValueError, "batch_size of at least 1, got 0"),
+        ({"compile": 1}, TypeError, "compile as True, False or the name"),
+    ],
+)
+def test_bad_input(options: Any, error: type, message: str) -> None:
+    H = small(HessianLinearOperator, check_deterministic=False)
+    net = network(4, 3)
+    J = JacobianLinearOperator(
+        net, list(net.parameters()), [(torch.ones(2, 4).double(), None)]
+    )
+    for A in (H, J):
+        with pytest.raises(error, match=message):
+            A.linearize(**options)
 
 
 # ------------------------------------------------------------------ when recording fails

@@ -175,7 +175,8 @@ class CurvatureLinearOperator(LinearOperator):
             been changed in place.
 
         Raises:
-            ValueError: If the data does not fit; see the class.
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If one is out of range, or the data does not fit; see the class.
 
         >>> import torch
         >>> from curvop import HessianLinearOperator

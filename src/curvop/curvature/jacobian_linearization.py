@@ -17,7 +17,7 @@ from curvop.curvature.columns import leading, trailing
 from curvop.curvature.determinism import probe, tolerance
 from curvop.curvature.keeping import Effort, Piece, held, merged, noted, storages
 from curvop.curvature.kept_graph import KeptGraph
-from curvop.curvature.linearization import REPAYS, refuse_if_changed, versions
+from curvop.curvature.linearization import refuse_if_changed, versions
 from curvop.curvature.replay import Replay
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.tracing import record
@@ -118,12 +118,11 @@ def linearize(
     compile: bool | str,
 ) -> LinearizedJacobianLinearOperator:
     """Implements :meth:`JacobianLinearOperator.linearize`."""
-    compiler = "inductor" if compile is True else compile or None
-    effort = Effort(memory_budget, batch_size, compiler)
+    effort = Effort.asked_for(memory_budget, num_products, batch_size, compile)
     start = time.perf_counter()
     with surroundings(J._data):
         inputs = [X for X, _ in J._data.batches("linearize")]
-        if compiler or (num_products >= REPAYS and J._parameters.functional):
+        if effort.compiler or (effort.pays_recording and J._parameters.functional):
             try:
                 batches, nbytes, compile_seconds = _recorded(J, inputs, effort)
                 seconds = time.perf_counter() - start
@@ -133,7 +132,7 @@ def linearize(
                 _verify(result, J)
                 return result
             except Exception as error:
-                if compiler:
+                if effort.compiler:
                     raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 warnings.warn(

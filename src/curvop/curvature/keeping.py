@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 MERGED_ROWS = 1024
 MERGED_BYTES = 16 * 2**20
 
+# Recording takes about as long as this many products.
+REPAYS = 10
+
 Piece = Callable[[Blocks], Blocks]  # the product of one batch, [K, *n_i] -> [K, *n_i]
 
 
@@ -37,11 +41,51 @@ class Effort:
         memory_budget: Bytes to keep at most, if there is a limit.
         batch_size: Number of data up to which batches are merged, unless automatic.
         compiler: A backend of ``torch.compile``, if any.
+        pays_recording: Whether there are products enough to come.
     """
 
     memory_budget: int | None
     batch_size: int | None
     compiler: str | None
+    pays_recording: bool
+
+    @staticmethod
+    def asked_for(
+        memory_budget: int | None,
+        num_products: int,
+        batch_size: int | None,
+        compile: bool | str,
+    ) -> Effort:
+        """The arguments of ``linearize``, checked.
+
+        Raises:
+            TypeError: If one is of the wrong kind.
+            ValueError: If one is out of range.
+        """
+        for name, value, least in (
+            ("memory_budget", memory_budget, 0),
+            ("num_products", num_products, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            if value is None and name != "num_products":
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise TypeError(
+                    f"Expected {name} as an integer, got {type(value).__name__}."
+                )
+            if value < least:
+                raise ValueError(f"Expected {name} of at least {least}, got {value}.")
+        if not isinstance(compile, bool | str):
+            raise TypeError(
+                "Expected compile as True, False or the name of a backend, got "
+                f"{type(compile).__name__}."
+            )
+        return Effort(
+            memory_budget,
+            batch_size,
+            "inductor" if compile is True else compile or None,
+            pays_recording=num_products >= REPAYS,
+        )
 
     def allows(self, nbytes: int) -> bool:
         """Whether so much may be kept."""

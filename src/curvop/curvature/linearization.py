@@ -27,9 +27,6 @@ from curvop.operators.layout import Blocks
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
 
-# Recording takes about as long as this many products.
-REPAYS = 10
-
 Derivation = Callable[..., Kept]
 Form = Literal["rows", "factored", "recorded", "graphs"]
 
@@ -124,15 +121,14 @@ def linearize(
 ) -> LinearizedLinearOperator:
     """Implements :meth:`CurvatureLinearOperator.linearize`."""
     v = [b.to(op.dtype) for b in probe([p.detach()[None] for p in op._parameters.tensors])]
-    compiler = "inductor" if compile is True else compile or None
-    effort = Effort(memory_budget, batch_size, compiler)
+    effort = Effort.asked_for(memory_budget, num_products, batch_size, compile)
     start = time.perf_counter()
     with surroundings(op._data):
         batches = list(op._data.batches("linearize"))
         local, op = op._sum_over(batches, v)
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
         # whatever the form: its first product must be the one just computed
-        form, kept = _first_form(op, batches, v, effort, num_products, local[:-2])
+        form, kept = _first_form(op, batches, v, effort, local[:-2])
     seconds = time.perf_counter() - start
     return LinearizedLinearOperator(op, kept, Z, form, seconds)
 
@@ -142,12 +138,11 @@ def _first_form(
     batches: Sequence[Batch],
     v: Blocks,
     effort: Effort,
-    num_products: int,
     right: Sequence[Tensor],
 ) -> tuple[Form, Kept]:
     """The cheapest form that the curvature has and that gives the right product."""
     forms: dict[Form, Derivation] = {"graphs": graphs}
-    if num_products >= REPAYS and op._parameters.functional:
+    if effort.pays_recording and op._parameters.functional:
         forms = {"rows": rows, "factored": factored, "recorded": recorded, **forms}
     if effort.compiler is not None:
         forms = {"recorded": recorded}
