@@ -9,6 +9,7 @@ from numbers import Integral, Real
 
 from torch import Generator
 
+from curvop.generators import source
 from curvop.operators import LinearOperator
 
 UNLIMITED = sys.maxsize
@@ -77,14 +78,7 @@ def options(
         )
     if not _is_count(chunk_size) or chunk_size < 1:
         raise ValueError(f"Expected chunk_size as a positive integer, got {chunk_size!r}.")
-    if generator is None:
-        generator = Generator(A.device)
-        generator.seed()
-    elif not isinstance(generator, Generator):
-        raise TypeError(
-            f"Expected a torch.Generator, got {type(generator).__name__}. For a seed: "
-            "torch.Generator().manual_seed(seed)."
-        )
+    generator = source(generator, device=A.device)
     return Options(limit, tol, generator, int(chunk_size), progressbar)
 
 

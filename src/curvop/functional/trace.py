@@ -13,6 +13,7 @@ from curvop.estimate import Estimate
 from curvop.functional.evaluation import differentiable_twice
 from curvop.functional.structure import Structure, parameters
 from curvop.functional.value import evaluate
+from curvop.generators import source
 
 # Share of the coordinates that a sparse probe moves (Achlioptas, 2003).
 DENSITY = 1 / 3
@@ -69,14 +70,7 @@ def hessian_trace(
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"Expected a positive number of samples, got {num_samples!r}.")
-    if generator is None:
-        generator = Generator()
-        generator.seed()
-    elif not isinstance(generator, Generator):
-        raise TypeError(
-            f"Expected a torch.Generator, got {type(generator).__name__}. For a seed: "
-            "torch.Generator().manual_seed(seed)."
-        )
+    generator = source(generator)
     ps = list(parameters(params).values())
     with differentiable_twice(ps, func):
         g = gradient(evaluate(func), ps, create_graph=True)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from curvop.generators import source
 from curvop.operators import DiagonalLinearOperator, LinearOperator, as_operator
 from curvop.operators.layout import Vector, read
-from curvop.solvers.probes import checked, signs
+from curvop.solvers.probes import signs
 from curvop.solvers.system import blocks_of, check_count, check_number, rows_of, times
 
 # Probes that are multiplied at once.
@@ -83,7 +84,7 @@ def _estimated(
     """The diagonal and its standard error, from products with signs."""
     if m < 2:
         raise ValueError("Expected num_probes of at least 2, to see how they vary.")
-    generator = checked(generator)
+    generator = source(generator)
     total = torch.zeros(A.shape[1], dtype=A.dtype, device=A.device)
     squares = torch.zeros_like(total)
     for k in (min(CHUNK, m - i) for i in range(0, m, CHUNK)):

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from curvop.generators import source
 from curvop.operators import (
     IdentityLinearOperator,
     LinearOperator,
     LowRankLinearOperator,
     assume_psd,
 )
-from curvop.solvers.probes import checked, normal
+from curvop.solvers.probes import normal
 from curvop.solvers.system import check_count, check_number, tagged, times
 
 
@@ -68,7 +69,7 @@ def nystrom_preconditioner(
     if check_count("rank", rank) > N:
         raise ValueError(f"Expected a rank of at most {N}, the size of A, got {rank}.")
     with torch.no_grad():
-        U, values = _sketch(A, rank, checked(generator))
+        U, values = _sketch(A, rank, source(generator))
     lowest = values.min() + damping
     top = LowRankLinearOperator(U, coefficients=lowest / (values + damping) - 1)
     return assume_psd(IdentityLinearOperator.like(A) + top)

@@ -8,23 +8,6 @@ from torch import Generator, Tensor
 from curvop.operators import LinearOperator
 
 
-def checked(generator: Generator | None) -> Generator:
-    """The generator, or a fresh one; the global one is left alone.
-
-    Raises:
-        TypeError: If it is of another kind.
-    """
-    if generator is None:
-        generator = Generator()
-        generator.seed()
-    elif not isinstance(generator, Generator):
-        raise TypeError(
-            f"Expected a torch.Generator, got {type(generator).__name__}. For a seed: "
-            "torch.Generator().manual_seed(seed)."
-        )
-    return generator
-
-
 def signs(K: int, A: LinearOperator, generator: Generator) -> Tensor:
     """``K`` rows of ``±1`` over the domain of ``A``."""
     shape, device = (K, A.shape[1]), generator.device

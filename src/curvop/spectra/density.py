@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.checkpoint import Checkpoint, State
+from curvop.generators import source
 from curvop.spectra import problem
 from curvop.spectra.basis import Basis
 from curvop.spectra.grids import Kind, Scale, broadened, even
@@ -117,7 +118,7 @@ def spectral_density(
     if linear_width is not None and not 0 < linear_width < math.inf:
         raise ValueError(f"Expected a positive linear_width, got {linear_width}.")
     _check_grid(grid)
-    source = problem.source(generator, fixed=False)
+    draw = source(generator)
     settings = {
         "algorithm": "spectral_density",
         "num_probes": num_probes,
@@ -127,7 +128,7 @@ def spectral_density(
 
     m = min(num_matvecs, N)
     basis = Basis(N, first=1, capacity=m + 1, dtype=A.dtype, device=A.device)
-    run = Quadrature(basis, num_probes, m, source)
+    run = Quadrature(basis, num_probes, m, draw)
     file = Checkpoint(checkpoint, A, settings)
     with Interrupts() as interrupts:
         stored = file.load()

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.checkpoint import Checkpoint
+from curvop.generators import source
 from curvop.operators import BlockDiagonalLinearOperator
 from curvop.spectra import problem
 from curvop.spectra.basis import Basis
@@ -114,7 +115,7 @@ def eigsh(
     inverse = problem.companion(inverse, "inverse", A)
     end = problem.end(which, psd=A.psd, inverse=inverse is not None)
     maxiter = problem.integer(maxiter, "maxiter", 1)
-    source = problem.source(generator)
+    draw = source(generator, seed=0)
     settings = {
         "algorithm": f"eigsh, {method}",
         "k": k,
@@ -143,7 +144,7 @@ def eigsh(
             basis_device=basis_device,
         )
         aim = Aim(k, end, tol, ncv, maxiter)
-        run = Lanczos(basis, V, b, transform, aim, source)
+        run = Lanczos(basis, V, b, transform, aim, draw)
         storage = (basis.basis_dtype, basis.basis_device)
         settings |= {"ncv": ncv, "block_size": b, "storage": storage}
     elif method == "lobpcg":
@@ -156,7 +157,7 @@ def eigsh(
             M=M,
             tol=tol,
             maxiter=maxiter,
-            generator=source,
+            generator=draw,
         )
     else:
         raise ValueError(f"Expected method='lanczos' or 'lobpcg', got {method!r}.")

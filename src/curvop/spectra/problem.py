@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from curvop.operators import LinearOperator, as_operator
 from curvop.spectra.ends import Which
@@ -169,23 +169,3 @@ def start(v0: Any, A: LinearOperator, columns: int) -> Tensor | None:
     if not bool(torch.isfinite(V).all()) or not bool((V != 0).any(1).all()):
         raise ValueError("Expected finite start vectors that are not zero.")
     return V
-
-
-def source(generator: Any, *, fixed: bool = True) -> Generator:
-    """The generator; by default one with a fixed seed, or seeded by the system.
-
-    Raises:
-        TypeError: If it is no generator.
-    """
-    if generator is None:
-        generator = Generator()
-        if fixed:
-            generator.manual_seed(0)
-        else:
-            generator.seed()
-    if not isinstance(generator, Generator):
-        raise TypeError(
-            f"Expected a torch.Generator, got {type(generator).__name__}. For a seed: "
-            "torch.Generator().manual_seed(seed)."
-        )
-    return generator
