@@ -1,11 +1,13 @@
 """Cases: operators, each with a dense truth that was found in another way."""
 
-from tests.cases import curvature, linearized, structured
+from tests.cases import curvature, direct, inverses, linearized, structured
 from tests.cases.case import Case
 
 CASES: tuple[Case, ...] = (
     *structured.cases(),
+    *inverses.cases(),
     *curvature.cases(),
+    *direct.cases(),
     *linearized.cases(),
 )
 

@@ -1,0 +1,109 @@
+"""The loss as terminal cost: its gradient and Hessian in the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvop.curvature import nested
+from curvop.curvature.composed_losses import composed
+from curvop.curvature.substitution import buffer_slots, substituted
+from curvop.direct.double_backward import gradient, second
+from curvop.direct.layers import in_double
+
+# Each of their terms depends on one example: the Hessian is block-diagonal, whatever the
+# weights, ignored targets or label smoothing.
+_SEPARABLE = {
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.CrossEntropyLoss,
+    nn.HuberLoss,
+    nn.KLDivLoss,
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.MultiLabelSoftMarginLoss,
+    nn.NLLLoss,
+    nn.PoissonNLLLoss,
+    nn.SmoothL1Loss,
+    nn.SoftMarginLoss,
+}
+
+
+@dataclass(frozen=True)
+class TerminalCost:
+    """The loss, expanded to second order at the prediction.
+
+    Attributes:
+        gradient: ``λ``, ``[a]``.
+        blocks: Diagonal blocks of the Hessian, ``[groups, c, c]``; all else is zero.
+    """
+
+    gradient: Tensor
+    blocks: Tensor
+
+    @property
+    def hessian(self) -> Tensor:
+        """``Φ``, ``[a, a]``."""
+        Φ: Tensor = torch.block_diag(*self.blocks)
+        return Φ
+
+    @property
+    def is_convex(self) -> bool:
+        """Whether ``Φ`` is positive semi-definite, to rounding."""
+        eigenvalues = torch.linalg.eigvalsh(self.blocks)
+        return float(eigenvalues.min()) >= -1e-12 * float(eigenvalues.abs().max())
+
+
+def terminal_cost(
+    loss_func: Callable[[Any, Any], Tensor], prediction: Tensor, y: Any, culprit: str
+) -> TerminalCost:
+    """Differentiate the loss twice.
+
+    Args:
+        loss_func: The loss.
+        prediction: In double precision.
+        y: The targets; those of floating-point type are converted.
+        culprit: What is to be named if the loss is not finite.
+
+    Raises:
+        RuntimeError: If the loss fails.
+        ValueError: If the loss is no finite scalar.
+    """
+    slots = buffer_slots([loss_func] if isinstance(loss_func, nn.Module) else [])
+    weights = [in_double(table[key]) for table, key in slots]
+    with torch.enable_grad(), substituted(slots, weights):
+        f = prediction.detach().requires_grad_()
+        try:
+            loss = composed(loss_func)(f, nested.map_tensors(in_double, y))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"The loss failed on a prediction of shape {tuple(f.shape)} in double "
+                f"precision: {error}"
+            ) from error
+        _check(loss, culprit)
+        λ = gradient(loss, f, create_graph=True)
+        blocks = second(λ, f, num_groups=_num_independent(loss_func, prediction))
+    return TerminalCost(λ.detach().flatten(), blocks)
+
+
+def _num_independent(loss_func: object, prediction: Tensor) -> int:
+    """Into how many groups of outputs, one after another, the loss falls apart."""
+    is_separable = type(loss_func) in _SEPARABLE and prediction.ndim > 1
+    return len(prediction) if is_separable else 1
+
+
+def _check(loss: Any, culprit: str) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"Expected a scalar loss, got {got}. Set reduction='mean' or 'sum'."
+        )
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(
+            f"Expected a finite loss, got {loss.item()}; first not to be finite: "
+            f"{culprit}. Check parameters, inputs and targets."
+        )
