@@ -23,7 +23,9 @@ AUTO_NUMBERS = 2**20
 def leading(M: Blocks) -> Blocks:
     """``[*n_i, K] -> [K, *n_i]``, each column contiguous."""
     V = [b.movedim(-1, 0) for b in M]
-    return [v if len(v) and v[0].is_contiguous() else v.contiguous() for v in V]
+    V = [v if len(v) and v[0].is_contiguous() else v.contiguous() for v in V]
+    # autograd refuses to save what was made in inference mode
+    return [v.clone() if v.is_inference() else v for v in V]
 
 
 def trailing(V: Blocks) -> Blocks:
