@@ -33,9 +33,11 @@ def trailing(V: Blocks) -> Blocks:
     return [b.movedim(0, -1) for b in V]
 
 
-def sized(chunk: ChunkSize, numbers: int) -> ChunkSize:
+def sized(chunk: ChunkSize, numbers: int) -> int | None:
     """The chunk for a model with so many parameters, or inputs if those are more."""
-    return max(AUTO_CHUNK, AUTO_NUMBERS // max(numbers, 1)) if chunk == "auto" else chunk
+    if chunk == "auto":
+        return max(AUTO_CHUNK, AUTO_NUMBERS // max(numbers, 1))
+    return chunk
 
 
 def chunks(K: int, size: ChunkSize) -> Iterator[slice]:

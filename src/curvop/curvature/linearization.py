@@ -88,10 +88,9 @@ class LinearizedLinearOperator(LinearOperator):
     @property
     def _columns_at_once(self) -> int | None:
         """A chunk, unless each product costs a collective."""
-        if self._op._process_group is not None or self._op._chunk_size is None:
+        if self._op._process_group is not None:
             return None
-        chunk = sized(self._op._chunk_size, self.shape[0])
-        return None if chunk is None else int(chunk)
+        return sized(self._op._chunk_size, self.shape[0])
 
     def _matmat(self, M: Blocks) -> Blocks:
         refuse_if_changed(self._op._parameters.watched, self._versions)
