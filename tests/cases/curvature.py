@@ -26,6 +26,7 @@ from tests.cases.problem import Problem
 KINDS: dict[str, type[LinearOperator]] = {
     "hessian": HessianLinearOperator,
     "ggn": GGNLinearOperator,
+    "ggn-mc": GGNLinearOperator,
     "ef-term": EFLinearOperator,
     "ef-example": EFLinearOperator,
     "ef-output": EFLinearOperator,
@@ -35,6 +36,7 @@ KINDS: dict[str, type[LinearOperator]] = {
 RISK = ("hessian", "ggn", "ef-term")
 ALL = (*RISK, "jacobian")
 EVERY_EF = (*ALL, "transposed_jacobian", "ef-example", "ef-output")
+SAMPLED = (*ALL, "ggn-mc")
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class Model:
 NOT_FUNC = ("backpack", "auto")
 
 MODELS = (
-    Model(parameterizations.mlp, ALL, ways=("func", "backpack", "auto")),
+    Model(parameterizations.mlp, SAMPLED, ways=("func", "backpack", "auto")),
     Model(parameterizations.mlp_sum),
-    Model(parameterizations.regression, EVERY_EF),
-    Model(parameterizations.multilabel),
+    Model(parameterizations.regression, (*EVERY_EF, "ggn-mc")),
+    Model(parameterizations.multilabel, SAMPLED),
     Model(parameterizations.functional),
     Model(parameterizations.closure, ways=NOT_FUNC),
     Model(parameterizations.frozen),
@@ -80,7 +82,7 @@ MODELS = (
     Model(structures.tuple_prediction, RISK),
     Model(structures.dict_prediction, ("hessian", "ggn")),
     Model(structures.one_dimensional_output),
-    Model(structures.sequence_output, EVERY_EF),
+    Model(structures.sequence_output, (*EVERY_EF, "ggn-mc")),
     Model(structures.sequence_regression, EVERY_EF),
     Model(layers.conv),
     Model(layers.conv_group_norm),
@@ -111,6 +113,8 @@ def operator(problem: Problem, matrix: str, **options: Any) -> LinearOperator:
     options = {**problem.options, **options}
     if matrix.startswith("ef"):
         options["per"] = matrix.removeprefix("ef-")
+    if matrix == "ggn-mc":
+        options["mc_samples"] = truth.MC_SAMPLES
     if "jacobian" in matrix:
         return KINDS[matrix](problem.model, problem.params, problem.data, **options)
     return KINDS[matrix](

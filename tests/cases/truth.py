@@ -1,7 +1,7 @@
 """Dense matrices by plain double backward, on all data at once.
 
-Nothing of curvop is used here, and nothing of ``torch.func``, which is silently wrong
-through norm layers (pytorch/functorch#534).
+Nothing of curvop is used here (but the samples of the sampled Fisher), and nothing of
+``torch.func``, which is silently wrong through norm layers (pytorch/functorch#534).
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvop.curvature.losses import as_loss
+from curvop.curvature.output_factor import output_factor
 from tests.cases.problem import Problem, flat_terms, leaves_of, refilled
+
+MC_SAMPLES = 3
 
 
 def gradient(output: Tensor, inputs: Sequence[Tensor], keep: bool = True) -> Tensor:
@@ -56,6 +60,37 @@ def ggn(problem: Problem) -> Tensor:
     return J.T @ _second(loss, leaves) @ J
 
 
+def sampled_fisher(problem: Problem) -> Tensor:
+    """``Jᵀ S Sᵀ J / Z``; the samples ``S`` are curvop's, with tests of their own."""
+    prediction = problem.predict()
+    loss = as_loss(problem.loss)
+    S = output_factor(
+        loss,
+        prediction,
+        problem.y,
+        num_data=sum(problem.cuts),
+        kind="mc",
+        mc_samples=MC_SAMPLES,
+        X=problem.X,
+    ).columns(slice(None))
+    V = rows(prediction, problem.tensors).T @ _columns(S, sum(problem.cuts))
+    summed = loss.reduction == "sum"
+    Z = 1.0 if summed else loss.total(prediction, problem.y) / loss_of(problem)
+    return V @ V.T / Z
+
+
+def loss_of(problem: Problem) -> Tensor:
+    """The loss of all data."""
+    value: Tensor = problem.loss(problem.predict(), problem.y)
+    return value
+
+
+def _columns(S: Tensor, N: int) -> Tensor:
+    """``[R, *prediction]`` as ``[outputs, N R]``: one column for each datum."""
+    each = S.reshape(S.shape[0], N, -1)
+    return torch.cat([torch.block_diag(*s[:, :, None]) for s in each], 1)
+
+
 def empirical_fisher(problem: Problem, per: str) -> Tensor:
     """``Σ gₙ gₙᵀ / Z``, with ``Z`` the ratio of the summed terms and the loss."""
     prediction = problem.predict()
@@ -80,6 +115,7 @@ def dense(problem: Problem, matrix: str) -> Tensor:
     functions: dict[str, Any] = {
         "hessian": hessian,
         "ggn": ggn,
+        "ggn-mc": sampled_fisher,
         "ef-term": lambda p: empirical_fisher(p, "term"),
         "ef-example": lambda p: empirical_fisher(p, "example"),
         "ef-output": lambda p: empirical_fisher(p, "output"),

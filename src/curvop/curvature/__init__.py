@@ -11,6 +11,7 @@ from curvop.curvature.jacobian import (
 )
 from curvop.curvature.jacobian_linearization import LinearizedJacobianLinearOperator
 from curvop.curvature.linearization import LinearizedLinearOperator
+from curvop.curvature.predictive import register_predictive
 
 __all__ = [
     "CurvatureLinearOperator",
@@ -22,4 +23,5 @@ __all__ = [
     "LinearizedLinearOperator",
     "NonDeterministicError",
     "TransposedJacobianLinearOperator",
+    "register_predictive",
 ]

@@ -198,9 +198,8 @@ class CurvatureLinearOperator(LinearOperator):
 
     # ---------------------------------------------------- what subclasses do
 
-    @staticmethod
     @abstractmethod
-    def _psd_for(loss: Loss) -> bool:
+    def _psd_for(self, loss: Loss) -> bool:
         """Whether the matrix is positive semi-definite for this loss.
 
         Raises:

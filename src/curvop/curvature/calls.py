@@ -197,6 +197,7 @@ class Calls(_LinearMode):
         b = b if bias is None else self._leaf(bias)
         a: Tensor = function(z, self._leaf(weight), b, **options)
         if a.requires_grad:  # not so in the first pass of activation checkpointing
+            a = detached_from_base(a)
             shape, edge = self.params[weight].shape, get_gradient_edge(a)
             self.calls.append(
                 Call(weight, bias, shape, z, a.shape, edge, function, options)
@@ -251,6 +252,18 @@ class Calls(_LinearMode):
             torch.zeros_like(b) if h is None else h[None]
             for h, b in zip(product, v, strict=True)
         ]
+
+
+def detached_from_base(a: Tensor) -> Tensor:
+    """``a`` as no view: what is written to it in place leaves its gradient edge in use.
+
+    ``F.linear`` returns a view for more than two dimensions, and writing to a view makes
+    autograd go around it.
+    """
+    if not a._is_view():
+        return a
+    out: Tensor = torch.ops.aten._unsafe_view(a, a.shape)
+    return out
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

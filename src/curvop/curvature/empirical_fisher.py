@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 from torch import Tensor
 
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.differentiation import Aux, Outputs
+from curvop.curvature.groups import Per, grouped
 from curvop.curvature.losses import Loss
+from curvop.curvature.output_factor import OutputFactor, output_factor
 from curvop.operators.layout import Blocks
-
-Per = Literal["term", "example", "output"]
 
 
 @final
@@ -54,8 +54,7 @@ class EFLinearOperator(CurvatureLinearOperator):
         self._per = per
         super().__init__(*args, **kwargs)
 
-    @staticmethod
-    def _psd_for(loss: Loss) -> bool:
+    def _psd_for(self, loss: Loss) -> bool:
         if loss.terms is None:
             raise TypeError(
                 "The empirical Fisher needs the unreduced terms of the loss, and this "
@@ -72,7 +71,8 @@ class EFLinearOperator(CurvatureLinearOperator):
             prediction = self._predict(params, X)
             t = terms(prediction, y)
             tally = self._tally(prediction, y, t.sum())
-            return (self._group(t, prediction, X, y),), tally
+            N = self._data.batch_size(X, y) if self._per == "example" else 0
+            return (grouped(t, prediction, self._per, N),), tally
 
         def identity(outputs: Outputs, U: Blocks) -> tuple[Blocks, Aux]:
             return U, ()
@@ -81,20 +81,13 @@ class EFLinearOperator(CurvatureLinearOperator):
             groups, self._parameters, M, identity, self._chunk_size
         )
 
-    def _group(self, terms: Tensor, prediction: Any, X: Any, y: Any) -> Tensor:
-        """Loss terms, summed over what belongs to the same gradient."""
-        if self._per == "output":
-            is_elementwise = (
-                isinstance(prediction, Tensor) and terms.shape == prediction.shape
-            )
-            return terms.sum(-1) if is_elementwise and terms.ndim > 1 else terms
-        if self._per == "example" and terms.ndim > 0:
-            n = self._data.batch_size(X, y)
-            if terms.shape[0] != n:
-                raise ValueError(
-                    f"Expected loss terms with the {n} examples of the batch as leading "
-                    f"axis, got shape {tuple(terms.shape)}. Keep the batch axis of the "
-                    "prediction (for cross-entropy [N, C, T]), or pass batch_size_fn."
-                )
-            return terms.flatten(1).sum(1) if terms.ndim > 1 else terms
-        return terms
+    def _output_factor(self, prediction: Any, X: Any, y: Any) -> OutputFactor:
+        """``S`` with ``S Sᵀ`` in the middle of the matrix."""
+        return output_factor(
+            self._loss,
+            prediction,
+            y,
+            num_data=self._data.batch_size(X, y),
+            kind="empirical",
+            per=self._per,
+        )

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from curvop.curvature import nested
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.differentiation import Aux, Outputs
 from curvop.curvature.losses import Loss
+from curvop.curvature.output_factor import (
+    SEED,
+    OutputFactor,
+    outer_products,
+    output_factor,
+)
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.predictive import check_predictive
 from curvop.operators.layout import Blocks
 
 
@@ -27,8 +36,28 @@ class GGNLinearOperator(CurvatureLinearOperator):
     For losses that are negative log-likelihoods of an exponential family in its natural
     parameters, ``G`` is the Fisher (Schraudolph, "Fast curvature matrix-vector products
     for second-order gradient descent", 2002; Martens, "New insights and perspectives on
-    the natural gradient method", 2020). No Jacobian is formed. Arguments are those of
-    :class:`CurvatureLinearOperator`.
+    the natural gradient method", 2020). No Jacobian is formed.
+
+    With ``mc_samples`` the Hessian of the loss is replaced by samples: the Monte-Carlo
+    Fisher, whose mean over seeds is ``G``,
+
+    .. math:: \frac{1}{Z} \sum_n J_n^⊤ \Big( \frac{1}{m} \sum_{i=1}^m s_{n,i}
+        s_{n,i}^⊤ \Big) J_n, \qquad \mathbb{E}\, s_{n,i} s_{n,i}^⊤ = ∇²_f ℓ(f_n, y_n)
+
+    with ``s`` the gradients at targets drawn from the predictive distribution of the loss.
+    The samples of a datum come from its content and the seed: the matrix is the same at
+    every product, in every precision, and however the data is ordered or cut. Equal data
+    have equal samples.
+
+    Args:
+        *args: Those of :class:`CurvatureLinearOperator`.
+        mc_samples: Number of samples for each datum; zero for the exact matrix.
+        seed: Of the samples.
+        **kwargs: Those of :class:`CurvatureLinearOperator`.
+
+    Raises:
+        ValueError: If the predictive distribution of the loss is not known; see
+            :func:`register_predictive`.
 
     >>> import torch
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -38,9 +67,22 @@ class GGNLinearOperator(CurvatureLinearOperator):
     tensor([8., 0.])
     """
 
-    @staticmethod
-    def _psd_for(loss: Loss) -> bool:
-        return loss.convex
+    def __init__(
+        self, *args: Any, mc_samples: int = 0, seed: int = SEED, **kwargs: Any
+    ) -> None:
+        for name, number in (("mc_samples", mc_samples), ("seed", seed)):
+            if not isinstance(number, Integral) or isinstance(number, bool):
+                raise TypeError(f"Expected {name} as an integer, got {number!r}.")
+        if mc_samples < 0:
+            raise ValueError(f"Expected mc_samples of at least 0, got {mc_samples}.")
+        self._mc_samples = int(mc_samples)
+        self._seed = int(seed)
+        super().__init__(*args, **kwargs)
+
+    def _psd_for(self, loss: Loss) -> bool:
+        if self._mc_samples:
+            check_predictive(loss)
+        return loss.convex or self._mc_samples > 0
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
         form: list[Any] = []  # the structure that the model predicts in
@@ -49,6 +91,15 @@ class GGNLinearOperator(CurvatureLinearOperator):
             prediction = self._predict(params, X)
             form.append(prediction)
             return nested.differentiable(prediction), ()
+
+        def samples(outputs: Outputs, U: Blocks) -> tuple[Blocks, Aux]:
+            if not form:  # the graph was kept, the structure was not
+                form.append(self._predict(self._parameters.tensors, X))
+            prediction = nested.refill(form[-1], outputs)
+            N = self._data.batch_size(X, y)
+            S = self._output_factor(prediction, X, y).blocks(slice(None))
+            with torch.no_grad():
+                return outer_products(S, U, N), self._tally(prediction, y)
 
         def loss_hessian(outputs: Outputs, U: Blocks) -> tuple[Blocks, Aux]:
             def total(outputs: Sequence[Tensor]) -> tuple[Outputs, Aux]:
@@ -59,6 +110,21 @@ class GGNLinearOperator(CurvatureLinearOperator):
             at = Parameters(outputs, None, lambda p, X: p, functional=True)
             return self._differentiate.hessian(total, at, U, None)
 
+        middle = samples if self._mc_samples else loss_hessian
         return self._differentiate.sandwich(
-            predict, self._parameters, M, loss_hessian, self._chunk_size
+            predict, self._parameters, M, middle, self._chunk_size
+        )
+
+    def _output_factor(self, prediction: Any, X: Any, y: Any) -> OutputFactor:
+        """``S`` with ``S Sᵀ`` in the middle of the matrix."""
+        return output_factor(
+            self._loss,
+            prediction,
+            y,
+            num_data=self._data.batch_size(X, y),
+            kind="mc" if self._mc_samples else "type-2",
+            mc_samples=self._mc_samples,
+            seed=self._seed,
+            X=X,
+            way=self._differentiate,
         )

@@ -31,8 +31,7 @@ class HessianLinearOperator(CurvatureLinearOperator):
     tensor([12.,  0.])
     """
 
-    @staticmethod
-    def _psd_for(loss: Loss) -> bool:
+    def _psd_for(self, loss: Loss) -> bool:
         return False
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:

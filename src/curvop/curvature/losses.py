@@ -71,6 +71,7 @@ class Loss:
         divisor: ``(prediction, y) ->`` this batch's share of what "mean" divides by.
         convex: Whether the loss is known to be convex in the prediction.
         verify: Checks on one batch what was assumed about the user's loss.
+        source: What the user handed in.
     """
 
     reduction: str
@@ -79,6 +80,24 @@ class Loss:
     divisor: Divisor
     convex: bool
     verify: Callable[[Any, Any], None]
+    source: Any = None
+
+    @property
+    def kind(self) -> Any:
+        """What tells losses apart: torch's class or function, or the user's own."""
+        return kind_of(self.source)
+
+    @property
+    def name(self) -> str:
+        """How to call it in messages."""
+        return _name(self.source)
+
+    def option(self, name: str, default: Any) -> Any:
+        """An argument of the user's loss, by its name."""
+        source = self.source
+        if isinstance(source, functools.partial):
+            return source.keywords.get(name, default)
+        return getattr(source, name, default)
 
     @property
     def is_trusted(self) -> bool:
@@ -107,6 +126,7 @@ def as_loss(loss_func: Any, reduction: str | Divisor | None = None) -> Loss:
     loss = _understood(loss_func, reduction)
     return replace(
         loss,
+        source=loss_func,
         total=composed(loss.total),
         terms=None if loss.terms is None else composed(loss.terms),
         divisor=composed(loss.divisor),
@@ -199,6 +219,16 @@ def _kind(loss_func: Any) -> Any:
     function = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
     in_torch = getattr(function, "__module__", None) == "torch.nn.functional"
     return function if in_torch else None
+
+
+def kind_of(loss_func: Any) -> Any:
+    """What tells losses apart: torch's class or function, or the user's own."""
+    kind = _kind(loss_func)
+    if kind is not None:
+        return kind
+    if isinstance(loss_func, functools.partial):
+        return kind_of(loss_func.func)
+    return type(loss_func) if isinstance(loss_func, nn.Module) else loss_func
 
 
 def _transparent(

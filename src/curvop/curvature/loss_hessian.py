@@ -1,0 +1,84 @@
+"""The Hessian of torch's losses in the prediction: what is left to know of it.
+
+Element-wise losses have a diagonal one; that of cross-entropy is
+``a (diag(p) - p pᵀ)`` for each target, with ``p`` the softmax and a scale ``a`` that
+depends on the options (weights, ignored targets, smoothing). One Hessian-vector product
+of the user's own loss gives either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from curvop.curvature.differentiation import Aux, Outputs, RiskDifferentiation
+from curvop.curvature.losses import Loss
+from curvop.curvature.parameters import Parameters
+
+SOFTMAX = {nn.CrossEntropyLoss, F.cross_entropy}
+ELEMENTWISE = {
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+    nn.KLDivLoss,
+    nn.NLLLoss,
+    nn.HingeEmbeddingLoss,
+    nn.SoftMarginLoss,
+    nn.MultiLabelSoftMarginLoss,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss,
+    F.kl_div,
+    F.nll_loss,
+    F.soft_margin_loss,
+    F.multilabel_soft_margin_loss,
+}
+
+
+def by_class(f: Tensor) -> Tensor:
+    """``[C]``, ``[N, C]`` or ``[N, C, *d]`` with the classes as the last axis."""
+    return f.movedim(1 if f.ndim > 1 else 0, -1)
+
+
+def by_class_back(t: Tensor, f: Tensor) -> Tensor:
+    """The inverse, for ``t`` with any number of axes before those of ``f``."""
+    return t.movedim(-1, t.ndim - f.ndim + (1 if f.ndim > 1 else 0))
+
+
+def diagonal_of_terms(loss: Loss, f: Tensor, y: Any, way: RiskDifferentiation) -> Tensor:
+    """``h`` with ``∇²_f ℓ = diag(h)`` of an element-wise loss, in the shape of ``f``."""
+    return _product(loss, f, y, torch.ones_like(f), way)
+
+
+def softmax_scale(loss: Loss, f: Tensor, y: Any, way: RiskDifferentiation) -> Tensor:
+    """``a`` of each target: where all logits are zero, ``p = 1/C``."""
+    first = torch.zeros_like(by_class(f))
+    C = first.shape[-1]
+    if C == 1:
+        return first[..., 0]
+    first[..., 0] = 1.0
+    column = _product(loss, torch.zeros_like(f), y, by_class_back(first, f), way)
+    return by_class(column)[..., 0] / ((1 / C) * (1 - 1 / C))
+
+
+def _product(loss: Loss, f: Tensor, y: Any, u: Tensor, way: RiskDifferentiation) -> Tensor:
+    """``∇²_f ℓ u`` for the summed loss of a batch."""
+
+    def total(outputs: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+        return (loss.total(outputs[0], y),), ()
+
+    at = Parameters((f,), None, lambda p, X: p, functional=True)
+    (out,), _ = way.hessian(total, at, [u[None]], None)
+    return out[0].detach()
