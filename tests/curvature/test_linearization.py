@@ -373,3 +373,39 @@ class Mean(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         return X.mean(1)
+
+
+def test_half_precision() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).bfloat16()
+    X, y = torch.randn(6, 3).bfloat16(), torch.tensor([0, 1, 1, 0, 1, 0])
+    for matrix in (HessianLinearOperator, GGNLinearOperator):
+        A = matrix(model, nn.CrossEntropyLoss(), list(model.parameters()), [(X, y)])
+        v = torch.ones(A.shape[0], dtype=torch.bfloat16)
+        exact = (A @ v).float()
+        assert ((A.linearize() @ v).float() - exact).norm() <= 0.05 * exact.norm()
+
+
+def test_a_divisor_of_the_users_own_is_recorded() -> None:
+    """Unless it vanishes in a batch: that product is not a number."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    X = torch.randn(6, 3).double()
+    params = list(model.parameters())
+
+    def loss(prediction: Tensor, y: Tensor) -> Tensor:
+        return (y * prediction.square().sum(1)).sum() / y.sum()
+
+    def divisor(prediction: Any, y: Tensor) -> Tensor:
+        return y.sum()
+
+    y = torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0, 0.5]).double()
+    data = [(X[:3], y[:3]), (X[3:], y[3:])]
+    H = HessianLinearOperator(model, loss, params, data, reduction=divisor)
+    L = H.linearize(batch_size=3)
+    assert L.form == "recorded"
+    v = torch.randn(H.shape[0]).double()
+    torch.testing.assert_close(L @ v, H @ v)
+
+    y[3:] = 0
+    with pytest.warns(UserWarning, match="graphs instead"):
+        L = H.linearize(batch_size=3)
+    torch.testing.assert_close(L @ v, H @ v)

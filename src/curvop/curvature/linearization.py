@@ -140,6 +140,7 @@ def _first_form(
     right: Sequence[Tensor],
 ) -> tuple[Form, Kept]:
     """The cheapest form that the curvature has and that gives the right product."""
+    rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
     forms: dict[Form, Derivation] = {"graphs": graphs}
     if effort.pays_recording and op._parameters.functional:
         forms = {"rows": rows, "factored": factored, "recorded": recorded, **forms}
@@ -148,7 +149,7 @@ def _first_form(
     for form, derive in forms.items():
         try:
             kept = derive(op, batches, v, effort)
-            _verify(kept.pieces, v, right)
+            _verify(kept.pieces, v, right, rounding)
             return form, kept
         except Exception as error:
             if len(forms) == 1 or form == "graphs":
@@ -164,7 +165,9 @@ def _first_form(
     raise AssertionError  # the last form returns or raises
 
 
-def _verify(pieces: Sequence[Piece], v: Blocks, right: Sequence[Tensor]) -> None:
+def _verify(
+    pieces: Sequence[Piece], v: Blocks, right: Sequence[Tensor], rounding: float
+) -> None:
     """The first product must agree with the operator's own.
 
     Raises:
@@ -174,7 +177,7 @@ def _verify(pieces: Sequence[Piece], v: Blocks, right: Sequence[Tensor]) -> None
     got = _sum((piece(v) for piece in pieces), v, dtype)
     scale = max(float(b.abs().max()) for b in right)
     error = max(float((a - b).abs().max()) for a, b in zip(got, right, strict=True))
-    if not error <= tolerance(dtype) * scale:
+    if not error <= rounding * scale:
         raise RuntimeError(
             f"the linearised product is off by {error / scale:.1e} relative: its batches "
             "cannot be merged or its graph not be recorded"

@@ -337,7 +337,7 @@ def _with_divisor(
 
     def total(prediction: Any, y: Any) -> Tensor:
         Z = divisor(prediction, y)
-        if not Z:  # a mean over nothing is NaN; it adds nothing
+        if _is_zero(Z):  # a mean over nothing is NaN; it adds nothing
             outputs = nested.differentiable(prediction)
             return torch.stack([0 * t.sum() for t in outputs]).sum()
         return _scalar(loss_func)(prediction, y) * Z
@@ -346,6 +346,18 @@ def _with_divisor(
     terms = None if reducer is None else reducer("none")
     convex = _kind(loss_func) in _CONVEX
     return Loss("mean", total, terms, divisor, convex, verify or _trust)
+
+
+def _is_zero(Z: float | Tensor) -> bool:
+    """Whether a divisor vanishes.
+
+    While a product is recorded its value is not there: then it does not. Should it vanish
+    in a batch, the recorded product is NaN, and linearise drops it.
+    """
+    try:
+        return not Z
+    except RuntimeError:
+        return False
 
 
 def _num_examples(prediction: Any) -> int:
