@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
+import torch
 from torch import Tensor
 
 from curvop.curvature.base import CurvatureLinearOperator
@@ -13,6 +14,9 @@ from curvop.curvature.groups import Per, grouped
 from curvop.curvature.losses import Loss
 from curvop.curvature.output_factor import OutputFactor, output_factor
 from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.lowrank.factor import GramFactor
 
 
 @final
@@ -53,6 +57,42 @@ class EFLinearOperator(CurvatureLinearOperator):
             raise ValueError(f"Expected per='term', 'example' or 'output', got {per!r}.")
         self._per = per
         super().__init__(*args, **kwargs)
+
+    def factor(
+        self, memory_budget: int | None = None, *, gram_dtype: torch.dtype | None = None
+    ) -> GramFactor:
+        """The same matrix as ``A = V Vᵀ``, a column for each gradient.
+
+        For few data: the Gram matrix ``VᵀV`` then gives the exact spectrum, the inverse
+        and the determinant. Weights of linear layers are kept as outer products; of other
+        parameters the columns are. Whatever the form, its first product is compared with
+        the operator's own.
+
+        Args:
+            memory_budget: Bytes for columns. What does not fit is derived anew when it is
+                needed, from the data, which the factor then holds. By default everything
+                is kept.
+            gram_dtype: Type to compute the Gram matrix in; by default the operator's own,
+                at least single precision. Small eigenvalues and small damping of models in
+                single precision need ``torch.float64``.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If one is out of range, or the matrix is block-diagonal, or its
+                data is spread over processes.
+
+        >>> import torch
+        >>> from curvop import EFLinearOperator
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
+        >>> E = EFLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
+        >>> E.factor().V.to_dense()
+        tensor([[4.],
+                [0.]])
+        """
+        from curvop.lowrank.construction import factor
+
+        return factor(self, memory_budget=memory_budget, gram_dtype=gram_dtype)
 
     def _psd_for(self, loss: Loss) -> bool:
         if loss.terms is None:

@@ -1,7 +1,7 @@
 """Eigenvalues, singular values and spectral densities of operators."""
 
+from curvop.eigenpairs import Eigenpairs
 from curvop.spectra.density import Density, spectral_density
-from curvop.spectra.eigenpairs import Eigenpairs
 from curvop.spectra.eigsh import eigsh
 from curvop.spectra.svds import SingularTriplets, svds
 

@@ -11,11 +11,11 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.checkpoint import Checkpoint
+from curvop.eigenpairs import Eigenpairs
 from curvop.generators import source
 from curvop.operators import BlockDiagonalLinearOperator
 from curvop.spectra import problem
 from curvop.spectra.basis import Basis
-from curvop.spectra.eigenpairs import Eigenpairs
 from curvop.spectra.interrupts import Interrupts
 from curvop.spectra.lanczos import JOINED, Aim, Lanczos
 from curvop.spectra.lobpcg import LOBPCG

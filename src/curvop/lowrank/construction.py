@@ -1,0 +1,209 @@
+"""From a curvature operator to its factor: pass over the data, derive columns, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from curvop.curvature.determinism import probe, tolerance
+from curvop.curvature.linearization import refuse_if_changed, versions
+from curvop.curvature.parameters import constant
+from curvop.curvature.surroundings import surroundings
+from curvop.lowrank.columns import FactorColumnsLinearOperator
+from curvop.lowrank.derivation import Batch, Way, ways
+from curvop.lowrank.factor import GramFactor
+from curvop.lowrank.piece import Piece, Source, merged
+from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+    from curvop.curvature.empirical_fisher import EFLinearOperator
+    from curvop.curvature.ggn import GGNLinearOperator
+
+
+def factor(
+    op: GGNLinearOperator | EFLinearOperator,
+    *,
+    memory_budget: int | None,
+    gram_dtype: torch.dtype | None,
+) -> GramFactor:
+    """Implements :meth:`GGNLinearOperator.factor` and :meth:`EFLinearOperator.factor`.
+
+    Args:
+        op: The operator.
+        memory_budget: Bytes for columns.
+        gram_dtype: Type of the Gram matrix.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If it is out of range, or the matrix has no such factor.
+    """
+    _check(op, memory_budget, gram_dtype)
+    v = [b.to(op.dtype) for b in probe([p.detach()[None] for p in op._parameters.tensors])]
+    with surroundings(op._data):
+        data = list(op._data.batches("factor"))
+        products = [op._sum_over([batch], v)[0] for batch in data]
+        loss, share = (torch.stack([sums[i] for sums in products]).sum() for i in (-2, -1))
+        Z = op._divisor(loss, share)
+        pairs = [
+            (_batch(op, X, y, Z), [b / Z for b in sums[:-2]])
+            for (X, y), sums in zip(data, products, strict=True)
+            if op._data.batch_size(X, y)
+        ]
+        sources = _sources(op, pairs, v, memory_budget)
+    V = FactorColumnsLinearOperator(sources, op._codomain, dtype=op.dtype, device=op.device)
+    return GramFactor(V, gram_dtype or torch.promote_types(op.dtype, torch.float32))
+
+
+def _batch(op: GGNLinearOperator | EFLinearOperator, X: Any, y: Any, Z: Tensor) -> Batch:
+    """``S / √Z`` of one batch."""
+    with torch.no_grad():
+        prediction = op._predict([constant(p) for p in op._parameters.tensors], X)
+    columns = op._output_factor(prediction, X, y).blocks(slice(None))
+    S = [s / Z.sqrt().to(s.dtype) for s in columns]
+    return Batch(op._parameters, X, S, op._data.batch_size(X, y))
+
+
+def _sources(
+    op: CurvatureLinearOperator,
+    pairs: Sequence[tuple[Batch, Blocks]],
+    v: Blocks,
+    budget: int | None,
+) -> list[Source]:
+    """Where the columns come from: kept if they fit; verified in any case."""
+    most = max(batch.N for batch, _ in pairs)
+    step = most if budget is None else _data_at_once([b for b, _ in pairs], budget)
+    before = versions(op._parameters.watched)
+
+    def anew(batch: Batch, way: Way, data: range) -> Piece:
+        refuse_if_changed(op._parameters.watched, before)
+        with surroundings(op._data):
+            return way(batch, data)
+
+    make = _kept if step >= most else partial(partial, anew)
+    bar = tqdm(pairs, "columns", disable=not op._data.progressbar)
+    sources = [s for batch, right in bar for s in _verified(batch, v, right, step, make)]
+    if step < most:
+        return sources
+    return [
+        Source(piece.N * piece.R, partial(_identity, piece))
+        for piece in merged([source.piece() for source in sources])
+    ]
+
+
+def _kept(batch: Batch, way: Way, data: range) -> Callable[[], Piece]:
+    return partial(_identity, way(batch, data))
+
+
+def _identity(piece: Piece) -> Piece:
+    return piece
+
+
+def _verified(
+    batch: Batch,
+    v: Blocks,
+    right: Blocks,
+    step: int,
+    make: Callable[[Batch, Way, range], Callable[[], Piece]],
+) -> list[Source]:
+    """The columns of one batch in the first way whose product with ``v`` is right.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    chunks = [range(n, min(n + step, batch.N)) for n in range(0, batch.N, step)]
+    *cheaper, last = ways(batch.at)
+    for way in cheaper:
+        try:
+            sources = [Source(len(c) * batch.R, make(batch, way, c)) for c in chunks]
+            if _error(sources, v, right) <= tolerance(right[0].dtype):
+                return sources
+        except Exception:
+            continue  # a matter of speed only
+    sources = [Source(len(c) * batch.R, make(batch, last, c)) for c in chunks]
+    error = _error(sources, v, right)
+    if not error <= tolerance(right[0].dtype):
+        raise ValueError(
+            f"V Vᵀ differs from the operator by {error:.1e} relative: the loss of a datum "
+            "depends on other data of its batch, so that its Hessian does not fall apart "
+            "into columns for each datum. Pass a loss that is a sum over data, or "
+            "multiply with the operator itself."
+        )
+    return sources
+
+
+def _error(sources: Sequence[Source], v: Blocks, right: Blocks) -> float:
+    """Of ``V Vᵀ v``, relative."""
+    got = [torch.zeros_like(b) for b in right]
+    for source in sources:
+        piece = source.piece()
+        parts = piece.pull(piece.push(v), [b.shape[1:] for b in v])
+        for total, part in zip(got, parts, strict=True):
+            total += part
+    scale = max(float(b.abs().max()) for b in right)
+    error = max(float((a - b).abs().max()) for a, b in zip(got, right, strict=True))
+    return error / scale if scale else error
+
+
+def _data_at_once(batches: Sequence[Batch], budget: int) -> int:
+    """How many data's columns to have at once, two pieces being multiplied.
+
+    Raises:
+        ValueError: If the columns of one datum do not fit.
+    """
+    each = [_nbytes_of_one(batch) for batch in batches]
+    total = sum(n * batch.N for n, batch in zip(each, batches, strict=True))
+    if total <= budget:
+        return max(batch.N for batch in batches)
+    if 2 * max(each) > budget:
+        raise ValueError(
+            f"Expected a memory_budget of at least {2 * max(each):,} bytes, for "
+            f"the columns of two data, got {budget:,}."
+        )
+    return budget // (2 * max(each))
+
+
+def _nbytes_of_one(batch: Batch) -> int:
+    """Bytes of the columns of one datum."""
+    for way in ways(batch.at):
+        try:
+            return way(batch, range(1)).nbytes
+        except Exception as error:
+            reason = error
+    raise reason
+
+
+def _check(op: CurvatureLinearOperator, memory_budget: object, gram_dtype: object) -> None:
+    """Refuse what has no factor, or no meaning."""
+    if len(op._blocks) > 1:
+        raise ValueError(
+            "A block-diagonal matrix has no factor with few columns. Leave block_sizes "
+            "out, or build an operator for the parameters of each block."
+        )
+    if op._process_group is not None:
+        raise ValueError(
+            "A factor needs all of its data in one process. Leave process_group out."
+        )
+    if memory_budget is not None:
+        if not isinstance(memory_budget, Integral) or isinstance(memory_budget, bool):
+            raise TypeError(
+                f"Expected memory_budget as an integer, got {type(memory_budget).__name__}."
+            )
+        if memory_budget < 1:
+            raise ValueError(f"Expected a positive memory_budget, got {memory_budget}.")
+    if gram_dtype is not None:
+        if not isinstance(gram_dtype, torch.dtype):
+            raise TypeError(
+                f"Expected gram_dtype as a torch.dtype, got {type(gram_dtype).__name__}."
+            )
+        least = torch.promote_types(op.dtype, torch.float32)
+        if torch.promote_types(gram_dtype, least) != gram_dtype:
+            raise ValueError(
+                f"Expected gram_dtype of at least the precision {least}, got {gram_dtype}."
+            )

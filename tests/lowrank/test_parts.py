@@ -1,0 +1,95 @@
+"""Outer products of layers against the columns that they stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Size, nn
+
+from curvop.lowrank import parts
+from curvop.lowrank.parts import Outer, Stored, gram
+from tests.comparing import error, random
+from tests.curvature import dense
+
+from .problems import network, operator
+
+
+def outer(G: int, N: int, R: int, T: int, m: int, d: int, seed: int) -> Outer:
+    z, D = random(G, N, T, d, seed=seed), random(G, N, R, T, m, seed=seed + 1)
+    return Outer(z, D, Size((G * m, d)))
+
+
+sizes = st.integers(1, 3)
+
+
+@given(sizes, sizes, sizes, sizes, sizes, sizes, st.integers(1, 200))
+def test_products(G: int, N: int, R: int, T: int, m: int, d: int, at_once: int) -> None:
+    part = outer(G, N, R, T, m, d, seed=0)
+    stored = Stored(part.rows().view(N, R, G * m, d))
+    v, u = random(4, G * m, d, seed=2), random(N, R, 4, seed=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "AT_ONCE", at_once)
+        assert error(part.push(v), stored.push(v)) <= 1e-13
+        assert error(part.pull(u), stored.pull(u)) <= 1e-13
+
+
+@given(sizes, sizes, sizes, sizes, sizes, sizes, sizes, sizes, st.integers(1, 200))
+def test_gram(
+    G: int, N: int, R: int, T: int, T_b: int, R_b: int, m: int, d: int, at_once: int
+) -> None:
+    a, b = outer(G, N, R, T, m, d, seed=0), outer(G, 2, R_b, T_b, m, d, seed=5)
+    expected = torch.einsum("nrp,msp->nrms", a.rows(), b.rows())
+    shape = (G * m, d)
+    stored = Stored(a.rows().view(N, R, *shape)), Stored(b.rows().view(2, R_b, *shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "AT_ONCE", at_once)
+        for x in (a, stored[0]):
+            for y in (b, stored[1]):
+                assert error(gram(x, y, torch.float64), expected) <= 1e-13
+        assert error(parts._product_of_factors(a, b), expected) <= 1e-13
+        own = torch.einsum("nrp,msp->nrms", a.rows(), a.rows())
+        for x in (a, stored[0]):
+            assert error(gram(x, x, torch.float64), own) <= 1e-13
+
+
+CONVOLUTIONS = [
+    (nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (4, 7)),
+    (nn.Conv1d(2, 3, 2, dilation=3, bias=False), (2, 8)),
+    (nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5)),
+    (nn.Conv1d(2, 3, 3, padding="same"), (2, 5)),
+    (nn.Conv2d(2, 4, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(1, 2)), (2, 4, 6)),
+    (nn.Conv2d(3, 3, 2, groups=3, padding=1), (3, 3, 3)),
+    (nn.Conv2d(2, 2, 2, padding_mode="reflect", padding=1), (2, 3, 3)),
+    (nn.Conv3d(2, 4, 2, stride=(2, 1, 1), padding=(0, 1, 0), groups=2), (2, 4, 3, 3)),
+    (nn.ConvTranspose1d(2, 3, 3, stride=2), (2, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("threshold", ["outer", "stored", "as it pays"])
+def test_convolutions(
+    layer: nn.Module, shape: tuple[int, ...], threshold: str, monkeypatch: Any
+) -> None:
+    if threshold != "as it pays":
+        monkeypatch.setattr(Outer, "pays", property(lambda _: threshold == "outer"))
+    model = network(layer, nn.Tanh(), nn.Flatten())
+    X = dense.normal(3, *shape)
+    y = dense.normal(*model(X).shape, seed=3)
+    D = dense.ggn(model, nn.MSELoss(), list(model.parameters()), X, y)
+    A = operator(model, nn.MSELoss(), [(X[:1], y[:1]), (X[1:], y[1:])]).factor()
+    assert error(A.to_dense(), D) <= 1e-12
+    V = A.V.to_dense()
+    assert error(A.gram(), V.T @ V) <= 1e-12
+
+
+def test_layers_are_kept_as_outer_products_where_that_pays() -> None:
+    model = network(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 4))
+    X = dense.normal(6, 30)
+    A = operator(model, nn.MSELoss(), [(X, dense.normal(6, 4))]).factor()
+    ((_, piece),) = A.V._pieces()
+    assert [type(part) for part in piece.parts] == [Outer, Stored, Outer, Stored]
+    assert piece.nbytes < A.V.shape[0] * A.V.shape[1] * 8 / 5
