@@ -1,0 +1,153 @@
+"""What the automatic choice is, and what it costs over the whole data."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.linearization import LinearizedLinearOperator
+from curvop.curvature.merging import Batch
+from curvop.curvature.rows import ROWS_BYTES
+from curvop.inspection.measuring import seconds_of
+from curvop.inspection.results import Forecast, Matrix, first_line
+from curvop.inspection.sample import Sample, cut
+from curvop.inspection.trials import linearized
+from curvop.operators.base import LinearOperator
+
+PRODUCTS = 100
+
+
+class Build(Protocol):
+    """Builds the operator of one matrix."""
+
+    def __call__(self, data: Sequence[Batch], **options: Any) -> CurvatureLinearOperator:
+        """On this data, with these options."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some of the data, to measure on.
+
+    Attributes:
+        batches: Mini-batches; one may come several times.
+        times: How many times more there is in all.
+        is_all: Whether it is as much as there is.
+    """
+
+    batches: Sequence[Batch]
+    times: float
+    is_all: bool
+
+
+def choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
+    """What ``differentiation="auto"`` takes, or why the operator is refused."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            op = build([sample.batch], check_deterministic=True)
+    except Exception as error:
+        return Forecast(matrix, reason=f"{type(error).__name__}: {first_line(error)}")
+    return Forecast(matrix, way={"torch.func": "func"}.get(op._ways[0].name, "backpack"))
+
+
+def estimate(
+    chosen: Forecast, build: Build, sample: Sample, v: Tensor, allowed: float
+) -> Forecast:
+    """Measure the automatic choice on as much of the data as there is time for.
+
+    Args:
+        chosen: What :func:`choose` found.
+        build: Builds the operator.
+        sample: The data.
+        v: What to multiply.
+        allowed: Seconds that a product to measure may take.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _estimate(chosen, build, sample, v, allowed)
+    except Exception as error:
+        return replace(chosen, reason=f"{type(error).__name__}: {first_line(error)}")
+
+
+def _estimate(
+    chosen: Forecast, build: Build, sample: Sample, v: Tensor, allowed: float
+) -> Forecast:
+    op, stretch, plain = _measured(chosen, build, sample, v, allowed)
+    load = sample.load_seconds * (sample.num_batches or 1)
+    is_known = stretch.times > 0
+    found = replace(
+        chosen,
+        seconds=PRODUCTS * (plain * stretch.times + load) if is_known else None,
+        reason=None if is_known else "the number of data is unknown: pass num_data=",
+    )
+    try:
+        start = time.perf_counter()
+        L = op.linearize()
+        setup = time.perf_counter() - start
+        if L.form == "rows" and L.nbytes() * stretch.times > ROWS_BYTES:
+            L = _other_than_rows(op, v)
+        kept = _seconds(L, v)
+    except Exception as error:
+        return replace(found, reason=f"linearize() fails: {first_line(error)}")
+    if not is_known:
+        return replace(found, form=L.form)
+    # beyond what was measured, a batch is linearised by about a product of each kind
+    setup += (stretch.times - 1) * (plain + kept) + load
+    return replace(
+        found,
+        form=L.form,
+        linearized_seconds=setup + PRODUCTS * kept * stretch.times,
+        linearized_bytes=int(L.nbytes() * stretch.times),
+    )
+
+
+def _measured(
+    chosen: Forecast, build: Build, sample: Sample, v: Tensor, allowed: float
+) -> tuple[CurvatureLinearOperator, Stretch, float]:
+    """The operator on as much of the data as may be multiplied in the time allowed."""
+    rows = sample.size or 1
+    while True:
+        stretch = _stretch(sample, rows)
+        op = build(stretch.batches, check_deterministic=False, differentiation=chosen.way)
+        seconds = _seconds(op, v)
+        if stretch.is_all or 2 * seconds > allowed:
+            return op, stretch, seconds
+        rows = int(rows * max(2, min(16, allowed / seconds / 2)))
+
+
+def _stretch(sample: Sample, rows: int) -> Stretch:
+    """So many data or a few less: part of the first batch, or copies of it."""
+    batches, first, total = sample.num_batches, sample.first_size, sample.num_data
+    if first is None or sample.size is None:
+        times = float(batches or 0)
+        return Stretch([sample.batch], times, True)
+    if rows < first:
+        part = sample.batch if rows <= sample.size else cut(sample.first, rows)
+        return Stretch([part], (total or 0) / max(rows, sample.size), False)
+    most = max(1, round((total or first) / first))
+    copies = min(rows // first, most)
+    times = (total or 0) / (copies * first)
+    # two in turn: what depends on how data is merged shows
+    two = [sample.first, sample.second or sample.first]
+    return Stretch((two * copies)[:copies], times, copies == most)
+
+
+def _other_than_rows(op: CurvatureLinearOperator, v: Tensor) -> LinearizedLinearOperator:
+    """The next form: of the whole data the rows would take too much memory."""
+    for form in ("factored", "recorded"):
+        try:
+            return linearized(op, form, v)
+        except Exception:
+            continue
+    return linearized(op, "graphs", v)
+
+
+def _seconds(A: LinearOperator, v: Tensor) -> float:
+    return seconds_of(lambda: A @ v, A.device)

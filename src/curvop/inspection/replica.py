@@ -1,0 +1,199 @@
+"""A copy of model, loss and batch, in double precision: its parameters may be moved."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curvop.curvature import nested
+from curvop.curvature.parameters import Parameters, _unwrap, constant
+from curvop.curvature.substitution import (
+    Slot,
+    buffer_slots,
+    copied,
+    modules_in,
+    parameter_slots,
+)
+
+VECTORS = 10  # of the size of the parameters, that a reference takes: leaves, products, …
+SHARE = 0.5  # of the memory that is free, to be taken at most
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A problem of its own.
+
+    Attributes:
+        model: The model, in the form that the user gave.
+        loss: The loss.
+        params: The parameters, in the form that the user gave.
+        X: Inputs of one batch.
+        y: Its targets.
+        slots: Where the model keeps buffers.
+    """
+
+    model: Any
+    loss: Any
+    params: list[Tensor] | dict[str, Tensor]
+    X: Any
+    y: Any
+    slots: Sequence[Slot]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The parameters."""
+        params = self.params
+        return list(params.values() if isinstance(params, dict) else params)
+
+    def predict(self) -> Any:
+        """The prediction; buffers stay as they are."""
+        with copied(self.slots):
+            if isinstance(self.model, nn.Module) or not isinstance(self.params, dict):
+                return self.model(self.X)
+            return self.model(self.params, self.X)
+
+
+def replica(
+    model_func: Any,
+    loss_func: Any,
+    params: Any,
+    parameters: Parameters,
+    batch: tuple[Any, Any],
+    dtype: torch.dtype = torch.float64,
+) -> Replica:
+    """Copy a problem to another precision.
+
+    Raises:
+        MemoryError: If there is too little memory for a copy.
+        RuntimeError: If the copy predicts something else, or with other parameters.
+    """
+    needed = VECTORS * dtype.itemsize * sum(p.numel() for p in parameters.tensors)
+    free = _free_bytes(parameters.device)
+    if free is not None and needed > SHARE * free:
+        raise MemoryError(
+            f"it would take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        )
+
+    def cast(t: Tensor) -> Tensor:
+        t = constant(t).clone()
+        return t.to(dtype) if t.is_floating_point() else t
+
+    leaves = [cast(p).requires_grad_() for p in parameters.tensors]
+    memo = {id(p): q for p, q in zip(parameters.tensors, leaves, strict=True)}
+    model = _unwrap(model_func) if isinstance(model_func, nn.Module) else model_func
+    model = duplicate(model, memo)
+    modules = modules_in(model)
+    if isinstance(model, nn.Module):
+        _insert(model, parameters.names, leaves)
+    for module in modules:
+        module.to(dtype)
+    loss = duplicate(loss_func, memo)
+    for module in modules_in(loss):
+        module.to(dtype)
+    X, y = (nested.map_tensors(cast, part) for part in batch)
+    form: list[Tensor] | dict[str, Tensor] = leaves
+    if isinstance(params, Mapping):
+        form = dict(zip(params, leaves, strict=True))
+    made = Replica(model, loss, form, X, y, buffer_slots(modules))
+    _check(made, parameters, batch)
+    return made
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Memory that is free, where the system tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")  # Linux
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return None
+
+
+def _insert(module: nn.Module, names: Sequence[str] | None, leaves: list[Tensor]) -> None:
+    """Put the leaves where the copy keeps its parameters, tied ones in every place."""
+    everything = dict(module.named_parameters())
+    leaf_of = {id(everything[n]): q for n, q in zip(names or (), leaves, strict=True)}
+    for (table, key), p in parameter_slots(module):
+        table[key] = leaf_of.get(id(p), p)
+
+
+def _check(made: Replica, parameters: Parameters, batch: tuple[Any, Any]) -> None:
+    """The copy must be the same function of the parameters.
+
+    Raises:
+        RuntimeError: If it is not.
+    """
+    with torch.enable_grad(), parameters.leaves() as params:
+        expected = nested.differentiable(parameters.model(params, batch[0]))
+        is_used = any(o.requires_grad for o in expected)
+    with torch.enable_grad():
+        got = nested.differentiable(made.predict())
+        outputs = [o for o in got if o.requires_grad]
+        slopes = (
+            torch.autograd.grad([o.sum() for o in outputs], made.leaves, allow_unused=True)
+            if outputs
+            else ()
+        )
+    if is_used and all(s is None for s in slopes):
+        raise RuntimeError("the copy does not compute with the copied parameters")
+    if len(got) != len(expected) or any(
+        a.shape != b.shape for a, b in zip(got, expected, strict=True)
+    ):
+        raise RuntimeError("the copy predicts in another form")
+
+
+def duplicate(x: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy that knows functions: ``copy.deepcopy`` takes them for constants.
+
+    Args:
+        x: A module, callable or object.
+        memo: Copies that exist already, by the identity of the original.
+    """
+    if id(x) in memo:
+        return memo[id(x)]
+    if isinstance(x, FunctionType):
+        return _function(x, memo)
+    if isinstance(x, functools.partial):
+        args = [duplicate(a, memo) for a in x.args]
+        keywords = {key: duplicate(value, memo) for key, value in x.keywords.items()}
+        return functools.partial(duplicate(x.func, memo), *args, **keywords)
+    if type(x) in (list, tuple, set):
+        return type(x)(duplicate(value, memo) for value in x)
+    if type(x) is dict:
+        return {key: duplicate(value, memo) for key, value in x.items()}
+    return copy.deepcopy(x, memo)
+
+
+def _function(f: FunctionType, memo: dict[int, Any]) -> Any:
+    """The function with copies of what it refers to; library functions as they are."""
+    if _package(f) == "torch":
+        return f
+    cells = f.__closure__ or ()
+    new = tuple(CellType() for _ in cells)
+    scope = dict(f.__globals__)
+    g = FunctionType(f.__code__, scope, f.__name__, f.__defaults__, new)
+    g.__kwdefaults__, g.__module__ = f.__kwdefaults__, f.__module__
+    memo[id(f)] = g  # before its contents, which may refer to it
+    for cell, old in zip(new, cells, strict=True):
+        cell.cell_contents = duplicate(old.cell_contents, memo)
+    for name, value in inspect.getclosurevars(f).globals.items():
+        is_ours = isinstance(value, FunctionType) and _package(value) == _package(f)
+        if is_ours or isinstance(value, Tensor | nn.Module | list | tuple | dict):
+            scope[name] = duplicate(value, memo)
+    return g
+
+
+def _package(f: FunctionType) -> str:
+    return str(f.__module__).split(".")[0]

@@ -1,0 +1,211 @@
+"""Every way to differentiate a model, tried on a few data."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from curvop.curvature.kernels import differentiable_kernels
+from curvop.curvature.parameters import as_parameters
+from curvop.curvature.randomness import preserved
+from curvop.curvature.reduction import Divisor
+from curvop.inspection.bench import Bench, benches
+from curvop.inspection.cautions import cautions
+from curvop.inspection.forecasting import choose, estimate
+from curvop.inspection.observation import Observation, observe
+from curvop.inspection.problem import Problem, name_of, understood
+from curvop.inspection.results import (
+    MATRICES,
+    PLAIN,
+    Forecast,
+    Preflight,
+    Trial,
+    Way,
+)
+from curvop.inspection.sample import Sample, take
+from curvop.inspection.scene import Scene
+from curvop.inspection.trials import FORMS, WAYS, attempt
+
+
+def preflight(
+    model_func: nn.Module | Callable[..., Any],
+    loss_func: Callable[[Any, Any], Tensor],
+    params: Iterable[Tensor] | Mapping[str, Tensor],
+    data: Iterable[tuple[Any, Any]],
+    *,
+    sample_size: int = 8,
+    max_seconds: float = 10.0,
+    num_data: int | None = None,
+    batch_size_fn: Callable[[Any], int] | None = None,
+    reduction: Literal["mean", "sum"] | Divisor | None = None,
+) -> Preflight:
+    r"""Try every way to differentiate a model, and tell which ones work and are right.
+
+    On a few data of the first batch, Hessian, GGN and empirical Fisher are multiplied
+    onto the same vector in each way that the library has, plain and linearised. Each
+    product is compared with one by plain autograd on a copy of the model in double
+    precision, which is itself checked by finite differences of first derivatives,
+
+    .. math:: H v ≈ \frac{g(θ + h v) - g(θ - h v)}{2 h},
+
+    so that a custom function with a wrong second derivative is found out. Nothing is
+    raised because a way fails: that is a result. Model, ``.grad``, buffers, generators
+    and modes are left exactly as found.
+
+    Args:
+        model_func: As for :class:`CurvatureLinearOperator`, as are the next three.
+        loss_func: A loss that does not tell its reduction is a caution here, no error.
+        params: The parameters.
+        data: The data. Two batches are loaded, and counted where that is free.
+        sample_size: Number of data of the first batch to try the ways on. A batch whose
+            tensors do not share their leading axis is taken whole.
+        max_seconds: What has not begun by then is skipped.
+        num_data: Number of data in all, where the source does not tell; only the
+            forecast needs it.
+        batch_size_fn: As for the operators.
+        reduction: As for the operators.
+
+    Returns:
+        What was found. Print it for a table; ``to_dict()`` and ``to_json()`` give plain
+        data.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument does not fit; the message says how to mend it.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+    >>> data = [(torch.randn(16, 3), torch.randn(16, 4))]
+    >>> found = preflight(model, torch.nn.MSELoss(), list(model.parameters()), data)
+    >>> found.is_ready
+    True
+    >>> found.trial("Hessian", "backpack").verdict
+    'right'
+    """
+    deadline = time.perf_counter() + _checked(sample_size, max_seconds)
+    params = params if isinstance(params, Mapping) else _listed(params)
+    parameters = as_parameters(model_func, params)
+    with _as_found(parameters.device):
+        sample = take(data, parameters.device, sample_size, num_data, batch_size_fn)
+        problem = understood(
+            model_func,
+            loss_func,
+            params,
+            parameters,
+            reduction,
+            batch_size_fn,
+            sample.batch,
+        )
+        return _carried_out(problem, sample, max_seconds, deadline)
+
+
+def _carried_out(
+    problem: Problem, sample: Sample, max_seconds: float, deadline: float
+) -> Preflight:
+    """The references, the plain ways, the forecast, the linearised ways, the cautions."""
+    parameters = problem.parameters
+    sample, seen = _look(problem, sample)
+    ready = benches(problem, sample, seen)
+    trials = [_tried(bench, way, deadline) for way in PLAIN for bench in ready.each]
+    forecasts = [
+        _forecast(problem, sample, bench, max_seconds * SHARE, deadline)
+        for bench in ready.each
+    ]
+    chosen = {(f.matrix, way) for f in forecasts for way in (f.way, f.form)}
+    linearized = [(bench, form) for form in FORMS for bench in ready.each]
+    linearized.sort(key=lambda pair: (pair[0].matrix, pair[1]) not in chosen)
+    trials += [_tried(bench, form, deadline) for bench, form in linearized]
+    if problem.loss.terms is None:
+        trials += [Trial("EF", way, "undefined", NO_TERMS) for way in WAYS]
+    trials = [replace(t, is_chosen=(t.matrix, t.way) in chosen) for t in trials]
+    trials.sort(key=lambda t: (MATRICES.index(t.matrix), WAYS.index(t.way)))
+    references = tuple(bench.reference for bench in ready.each)
+    scene = Scene(problem, sample, seen, references, ready.is_gradient_right)
+    return Preflight(
+        model=name_of(problem.model),
+        num_parameters=sum(p.numel() for p in parameters.tensors),
+        dtype=str(parameters.dtype)[6:],
+        device=str(parameters.device),
+        loss=name_of(problem.loss_func),
+        reduction=problem.loss.reduction,
+        sample_size=sample.size,
+        num_data=sample.num_data,
+        num_batches=sample.num_batches,
+        gradient_seconds=ready.gradient_seconds,
+        gradient_bytes=ready.gradient_bytes,
+        references=references,
+        trials=tuple(trials),
+        forecasts=tuple(forecasts),
+        cautions=cautions(scene),
+        seconds=time.perf_counter() - (deadline - max_seconds),
+    )
+
+
+def _tried(bench: Bench, way: Way, deadline: float) -> Trial:
+    if time.perf_counter() > deadline:
+        return Trial(bench.matrix, way, "skipped", LATE)
+    return attempt(bench, way)
+
+
+def _forecast(
+    problem: Problem, sample: Sample, bench: Bench, allowed: float, deadline: float
+) -> Forecast:
+    build = functools.partial(problem.operator, bench.matrix)
+    chosen = choose(bench.matrix, build, sample)
+    if chosen.way is None:
+        return chosen
+    if time.perf_counter() > deadline:
+        return replace(chosen, reason=LATE)
+    return estimate(chosen, build, sample, bench.v, allowed)
+
+
+SHARE = 1 / 100  # of the time that there is, for a product of the forecast
+LATE = "out of time: raise max_seconds"
+NO_TERMS = "the empirical Fisher needs a loss that offers its unreduced terms"
+
+
+def _look(problem: Problem, sample: Sample) -> tuple[Sample, Observation]:
+    """Look at the model on the sample; on the whole batch where a few data do not do."""
+    X, y = sample.batch
+    seen = observe(problem.call, problem.parameters, problem.loss, X, y)
+    if sample.size == sample.first_size or not (seen.error or seen.not_finite):
+        return sample, seen
+    X, y = sample.first  # its first targets may all be ignored, say
+    again = observe(problem.call, problem.parameters, problem.loss, X, y)
+    is_better = not (again.error or again.not_finite)
+    return (sample.whole(), again) if is_better else (sample, seen)
+
+
+@contextmanager
+def _as_found(device: torch.device) -> Iterator[None]:
+    with preserved(device), torch.inference_mode(False), differentiable_kernels():
+        yield
+
+
+def _listed(params: Any) -> Any:
+    return params if isinstance(params, Tensor) else list(params)
+
+
+def _checked(sample_size: Any, max_seconds: Any) -> float:
+    if not isinstance(sample_size, Integral) or isinstance(sample_size, bool):
+        raise TypeError(
+            f"Expected sample_size as an integer, got {type(sample_size).__name__}."
+        )
+    if sample_size < 1:
+        raise ValueError(f"Expected sample_size of at least 1, got {sample_size}.")
+    if not isinstance(max_seconds, int | float) or isinstance(max_seconds, bool):
+        raise TypeError(
+            f"Expected max_seconds as a number, got {type(max_seconds).__name__}."
+        )
+    if not 0 < max_seconds < math.inf:
+        raise ValueError(f"Expected a positive, finite max_seconds, got {max_seconds}.")
+    return float(max_seconds)

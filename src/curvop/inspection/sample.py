@@ -1,0 +1,183 @@
+"""A few data of the first batch, and what can be told of the others without a pass."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+
+from curvop.curvature import nested
+from curvop.curvature.data import Data
+from curvop.curvature.merging import Batch
+from curvop.curvature.randomness import preserved
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the ways to differentiate are tried on.
+
+    Attributes:
+        batch: A few data, on the device of the parameters.
+        size: How many, if it can be told.
+        first: The whole batch that they were taken from.
+        first_size: Its number of data, if it can be told.
+        second: The batch after it, if it is of the same shape.
+        num_data: Number of data in all, if it can be told.
+        num_batches: Number of batches, if it can be told.
+        load_seconds: What it takes to load a batch.
+        is_one_shot: Whether the data can be passed over only once.
+        is_uneven: Whether batches are known to differ in size.
+        is_changing: Whether a second pass began with other data.
+    """
+
+    batch: Batch
+    size: int | None
+    first: Batch
+    first_size: int | None
+    second: Batch | None
+    num_data: int | None
+    num_batches: int | None
+    load_seconds: float
+    is_one_shot: bool
+    is_uneven: bool
+    is_changing: bool
+
+    def whole(self) -> Sample:
+        """The first batch as it is, where a few of its data do not do."""
+        return replace(self, batch=self.first, size=self.first_size)
+
+
+def take(
+    source: Any,
+    device: torch.device,
+    size: int,
+    num_data: int | None,
+    batch_size_fn: Callable[[Any], int] | None,
+) -> Sample:
+    """The first ``size`` data.
+
+    Args:
+        source: What the user gave as data.
+        device: Where the sample goes.
+        size: Number of data to take at most.
+        num_data: Number of data in all, if the user tells.
+        batch_size_fn: Number of data in ``X``, or ``None`` for the leading axis.
+
+    Raises:
+        TypeError: If the data is no iterable of pairs.
+        ValueError: If it is empty, or ``num_data`` is no count.
+    """
+    is_one_shot = isinstance(source, Iterator)
+    if is_one_shot:  # the operators refuse it; a look at one batch tells the rest
+        rest = list(itertools.islice(source, 1))
+        data = Data(rest, device, None, batch_size_fn)
+    else:
+        data = Data(source, device, num_data, batch_size_fn)
+    with preserved(device, *data.generators):
+        first, second, seconds = _begin(data)
+        is_changing = _changes(source, data, first)
+    first_size = _size(data, first)
+    rows = _rows(first)
+    batch = first
+    if rows is not None and rows > size:
+        batch = cut(first, size)
+    known, is_uneven = (None, False) if is_one_shot else _count(source, data, first_size)
+    return Sample(
+        batch,
+        _size(data, batch),
+        first,
+        first_size,
+        second if second is not None and _shapes(first) == _shapes(second) else None,
+        num_data if num_data is not None else known,
+        None if is_one_shot else data.num_batches,
+        seconds,
+        is_one_shot,
+        is_uneven,
+        is_changing,
+    )
+
+
+def cut(batch: Batch, rows: int) -> Batch:
+    """The first rows of each tensor."""
+    X, y = (nested.map_tensors(lambda t: t[:rows].clone(), part) for part in batch)
+    return X, y
+
+
+def _begin(data: Data) -> tuple[Batch, Batch | None, float]:
+    """The first two batches, and the seconds that the second one takes to load."""
+    batches = data.batches("preflight")
+    first = next(batches)
+    start = time.perf_counter()
+    second = None
+    if data.num_batches != 1:  # num_data would be compared with one batch
+        second = next(batches, None)
+    return first, second, time.perf_counter() - start
+
+
+def _shapes(batch: Batch) -> object:
+    shapes = [(t.shape, t.dtype) for t in nested.tensors(batch)]
+    return nested.structure(batch), shapes
+
+
+def _changes(source: Any, data: Data, first: Batch) -> bool:
+    """Whether data that comes in one order is another the second time."""
+    if not isinstance(source, DataLoader) or not isinstance(
+        source.sampler, SequentialSampler
+    ):
+        return False
+    second = next(iter(data.batches("preflight")))
+    pairs = zip(nested.tensors(first), nested.tensors(second), strict=False)
+    return any(a.shape != b.shape or not _same(a, b) for a, b in pairs)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.equal(a, b) or torch.allclose(a, b, equal_nan=True))
+
+
+def _rows(batch: Batch) -> int | None:
+    """The leading axis that all tensors of a batch share, if they do."""
+    sizes = {t.shape[0] if t.ndim else None for t in nested.tensors(batch)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _size(data: Data, batch: Batch) -> int | None:
+    try:
+        return data.batch_size(*batch)
+    except Exception:
+        return None
+
+
+def _count(source: Any, data: Data, first: int | None) -> tuple[int | None, bool]:
+    """Number of data without loading them, and whether batches differ in size."""
+    if isinstance(source, list | tuple):
+        sizes = [_size(data, batch) for batch in _pairs(source)]
+        known = [n for n in sizes if n is not None]
+        is_complete = len(known) == len(sizes) == len(source)
+        return sum(known) if is_complete else None, len(set(known)) > 1
+    if isinstance(source, DataLoader) and source.batch_size is not None:
+        return _count_of_loader(source)
+    if first is not None and data.num_batches is not None:
+        return first * data.num_batches, False
+    return None, False
+
+
+def _pairs(source: Iterable[Any]) -> Iterator[Batch]:
+    return ((b[0], b[1]) for b in source if isinstance(b, tuple | list) and len(b) == 2)
+
+
+def _count_of_loader(loader: DataLoader[Any]) -> tuple[int | None, bool]:
+    try:
+        n = len(loader.sampler)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None, False
+    assert loader.batch_size is not None
+    rest = n % loader.batch_size
+    if loader.drop_last:
+        return n - rest, False
+    return n, bool(rest) and n > loader.batch_size
