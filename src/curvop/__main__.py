@@ -1,0 +1,8 @@
+"""``python -m curvop``, which is what the command ``curvop`` runs."""
+
+import sys
+
+from curvop.reporting.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
