@@ -51,7 +51,8 @@ def per_layer(
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()  # the first layer on top
-    ax.set_xlabel(f"trace ± 2 standard errors ({CURVATURE})")
+    # names of layers leave little room: the label ends where the axis does
+    ax.set_xlabel(f"trace ± 2 standard errors ({CURVATURE})", loc="right")
     ax.set_ylabel("parameter")
     return ax
 
