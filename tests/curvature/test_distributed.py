@@ -145,7 +145,14 @@ def failures(rank: int) -> dict[str, tuple[str, str]]:
         return HessianLinearOperator(model, loss, params, [(x[half], y[half])], **group)
 
     mse = nn.MSELoss()
+    H = hessian(model, params, X, Y, mse)
+    generator = torch.Generator().manual_seed(rank)
+    signs = torch.randint(2, (H.shape[0], 2), generator=generator).double() * 2 - 1
+    normal = torch.randn(H.shape[0], generator=generator, dtype=torch.float64)
     return {
+        "other signs": attempt(lambda: H @ signs),
+        "other vectors": attempt(lambda: H @ normal),
+        "other vectors, linearised": attempt(lambda: H.linearize() @ normal),
         "not finite": attempt(lambda: hessian(model, params, bad, Y, mse)),
         "random": attempt(
             lambda: hessian(dropping, list(dropping.parameters()), X, Y, mse)
@@ -242,6 +249,9 @@ def test_linearized(found: list[Any], shares: str, setup: str) -> None:
     ("failure", "error", "message"),
     [
         ("not finite", ValueError, "Expected a finite loss over the data, got nan"),
+        ("other signs", ValueError, "the same vector on every rank"),
+        ("other vectors", ValueError, "the same vector on every rank"),
+        ("other vectors, linearised", ValueError, "the same vector on every rank"),
         ("random", NonDeterministicError, "Two passes over the data differ in the loss"),
         ("nothing", ValueError, "The loss averages over nothing"),
         ("nobody", ValueError, "The loss averages over nothing"),

@@ -275,7 +275,7 @@ class CurvatureLinearOperator(LinearOperator):
             V: What to multiply onto, ``[K, *n_i]``.
         """
         sums, _ = self._sum_over(self._data.batches(f"{type(self).__name__} @"), V)
-        return all_reduce(sums, self._process_group)
+        return all_reduce(sums, self._process_group, same=V)
 
     def _sum_over(
         self, batches: Iterable[tuple[Any, Any]], V: Blocks

@@ -103,7 +103,7 @@ class LinearizedLinearOperator(LinearOperator):
             self._kept.pieces, "linearised @", disable=not self._op._data.progressbar
         )
         sums = _sum((piece(V) for piece in bar), V, self.dtype)
-        sums = all_reduce(sums, self._op._process_group)
+        sums = all_reduce(sums, self._op._process_group, same=V)
         return trailing([b.div_(self._Z).to(self.dtype) for b in sums])
 
     def _transpose(self) -> LinearOperator:
