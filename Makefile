@@ -22,7 +22,7 @@ MINIMUM := 3.10
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.ready-examples ## curvature of a network trained on digits, with a figure
@@ -32,10 +32,14 @@ demo: $(VENV)/.ready-examples ## curvature of a network trained on digits, with 
 test: $(VENV)/.ready-test ## the whole test suite, doctests and README included
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: migration
+migration: $(VENV)/.ready-test $(VENV)/.ready-migration ## documentation beside other libraries: same numbers
+	@CURVOP_PEERS=1 $(BIN)/python -m pytest -q tests/test_documentation.py -k migrate
+
 .PHONY: bench
 bench: $(VENV)/.ready-bench ## speed and memory beside other libraries; takes an hour
 	@$(BIN)/python -W ignore benchmarks/run.py
-	@for part in solvers spectra estimators direct; do \
+	@for part in solvers spectra estimators direct lowrank diagonals kfac monitor; do \
 	  $(BIN)/python -W ignore benchmarks/$$part.py --write || exit 1; done
 
 .PHONY: lint

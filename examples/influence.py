@@ -137,7 +137,7 @@ def draw(data: tuple[Tensor, ...], scores: Tensor, left_out: Tensor, truth: Tens
         images = [X_test[hardest], *X[chosen]]
         titles = ["", *(f"{y[i]}: {scores[hardest, i]:+.2f}" for i in chosen)]
         for image, title, ax in zip(images, titles, row, strict=True):
-            ax.imshow(image.view(8, 8), cmap="gray_r")
+            ax.imshow(image.view(8, 8).numpy(), cmap="gray_r")
             ax.set_xticks([])
             ax.set_yticks([])
             ax.set_title(title, fontsize=8)
