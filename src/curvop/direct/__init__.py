@@ -1,11 +1,9 @@
 """Chain networks on one batch: the exact inverse of the Hessian, linear in depth."""
 
 from curvop.direct.chain import ChainHessianLinearOperator
-from curvop.direct.errors import SingularSystemError
 from curvop.direct.inverse import ChainInverseLinearOperator
 
 __all__ = [
     "ChainHessianLinearOperator",
     "ChainInverseLinearOperator",
-    "SingularSystemError",
 ]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from curvop.curvature.columns import leading, trailing
 from curvop.direct.control import ControlProblem
-from curvop.direct.errors import SingularSystemError
 from curvop.direct.sweep import GROWTH, factorise, solve
 from curvop.operators.base import LinearOperator
+from curvop.operators.errors import SingularSystemError
 from curvop.operators.layout import Blocks, Space
 
 

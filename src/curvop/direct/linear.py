@@ -9,8 +9,8 @@ from torch import Size, Tensor
 from torch.nn.functional import pad
 
 from curvop.direct.complement import Complement
-from curvop.direct.errors import SingularSystemError
 from curvop.direct.stages import ControlledStage
+from curvop.operators.errors import SingularSystemError
 from curvop.operators.layout import Blocks
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from curvop.direct.errors import SingularSystemError
+from curvop.operators.errors import SingularSystemError
 
 Solve = Callable[[Tensor], Tensor]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from curvop.direct.control import ControlProblem
-from curvop.direct.errors import SingularSystemError
 from curvop.direct.sweep import factorise
+from curvop.operators.errors import SingularSystemError
 
 
 def smallest_eigenvalue(problem: ControlProblem, tol: float) -> float:

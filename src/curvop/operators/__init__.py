@@ -1,6 +1,7 @@
 """Linear algebra that knows nothing of networks."""
 
 from curvop.operators.base import LinearOperator
+from curvop.operators.errors import SingularSystemError
 from curvop.operators.interop import as_operator
 from curvop.operators.structured import (
     BlockDiagonalLinearOperator,
@@ -18,6 +19,7 @@ __all__ = [
     "IdentityLinearOperator",
     "LinearOperator",
     "LowRankLinearOperator",
+    "SingularSystemError",
     "as_operator",
     "assume_psd",
     "assume_symmetric",
