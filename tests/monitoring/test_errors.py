@@ -29,7 +29,7 @@ from tests.monitoring.problems import training
         ({"preconditioned": True}, TypeError, "needs optimizer= as torch's Adam"),
         ({"matrix": lambda *_: torch.eye(3)}, TypeError, "Expected matrix to make"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
 )
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):

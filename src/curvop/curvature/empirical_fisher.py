@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
-import torch
 from torch import Tensor
 
-from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.differentiation import Aux, Outputs
-from curvop.curvature.groups import Per, grouped
+from curvop.curvature.factorable import FactorableLinearOperator
+from curvop.curvature.groups import Per, check_terms, grouped
 from curvop.curvature.losses import Loss
 from curvop.curvature.output_factor import OutputFactor, output_factor
 from curvop.operators.layout import Blocks
 
-if TYPE_CHECKING:
-    from curvop.lowrank.factor import GramFactor
-
 
 @final
-class EFLinearOperator(CurvatureLinearOperator):
+class EFLinearOperator(FactorableLinearOperator):
     r"""The empirical Fisher (EF): the uncentred covariance of the gradients.
 
     .. math:: E = \frac{1}{Z} \sum_n g_n g_n^⊤ = \frac{1}{Z} J_ℓ^⊤ J_ℓ,
@@ -58,49 +54,8 @@ class EFLinearOperator(CurvatureLinearOperator):
         self._per = per
         super().__init__(*args, **kwargs)
 
-    def factor(
-        self, memory_budget: int | None = None, *, gram_dtype: torch.dtype | None = None
-    ) -> GramFactor:
-        """The same matrix as ``A = V Vᵀ``, a column for each gradient.
-
-        For few data: the Gram matrix ``VᵀV`` then gives the exact spectrum, the inverse
-        and the determinant. Weights of linear layers are kept as outer products; of other
-        parameters the columns are. Whatever the form, its first product is compared with
-        the operator's own.
-
-        Args:
-            memory_budget: Bytes for columns. What does not fit is derived anew when it is
-                needed, from the data, which the factor then holds. By default everything
-                is kept.
-            gram_dtype: Type to compute the Gram matrix in; by default the operator's own,
-                at least single precision. Small eigenvalues and small damping of models in
-                single precision need ``torch.float64``.
-
-        Raises:
-            TypeError: If an argument is of the wrong kind.
-            ValueError: If one is out of range, or the matrix is block-diagonal, or its
-                data is spread over processes.
-
-        >>> import torch
-        >>> from curvop import EFLinearOperator
-        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
-        >>> E = EFLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
-        >>> E.factor().V.to_dense()
-        tensor([[4.],
-                [0.]])
-        """
-        from curvop.lowrank.construction import factor
-
-        return factor(self, memory_budget=memory_budget, gram_dtype=gram_dtype)
-
     def _psd_for(self, loss: Loss) -> bool:
-        if loss.terms is None:
-            raise TypeError(
-                "The empirical Fisher needs the unreduced terms of the loss, and this "
-                "callable only gives a scalar. Pass a torch loss module, or a callable "
-                "with a keyword reduction that understands 'none'."
-            )
+        check_terms(loss)
         return True
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from curvop.curvature import nested
-from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.differentiation import Aux, Outputs
+from curvop.curvature.factorable import FactorableLinearOperator
 from curvop.curvature.losses import Loss
 from curvop.curvature.output_factor import (
     SEED,
@@ -23,12 +23,9 @@ from curvop.curvature.parameters import Parameters
 from curvop.curvature.predictive import check_predictive
 from curvop.operators.layout import Blocks
 
-if TYPE_CHECKING:
-    from curvop.lowrank.factor import GramFactor
-
 
 @final
-class GGNLinearOperator(CurvatureLinearOperator):
+class GGNLinearOperator(FactorableLinearOperator):
     r"""The generalised Gauss-Newton matrix (GGN) of the empirical risk.
 
     .. math:: G = \frac{1}{Z} \sum_n J_n^⊤ \, ∇²_f ℓ(f_n, y_n) \, J_n,
@@ -81,42 +78,6 @@ class GGNLinearOperator(CurvatureLinearOperator):
         self._mc_samples = int(mc_samples)
         self._seed = int(seed)
         super().__init__(*args, **kwargs)
-
-    def factor(
-        self, memory_budget: int | None = None, *, gram_dtype: torch.dtype | None = None
-    ) -> GramFactor:
-        """The same matrix as ``A = V Vᵀ``, a column for each datum and output, or sample.
-
-        For few data: the Gram matrix ``VᵀV`` then gives the exact spectrum, the inverse
-        and the determinant. Weights of linear layers are kept as outer products; of other
-        parameters the columns are. Whatever the form, its first product is compared with
-        the operator's own.
-
-        Args:
-            memory_budget: Bytes for columns. What does not fit is derived anew when it is
-                needed, from the data, which the factor then holds. By default everything
-                is kept.
-            gram_dtype: Type to compute the Gram matrix in; by default the operator's own,
-                at least single precision. Small eigenvalues and small damping of models in
-                single precision need ``torch.float64``.
-
-        Raises:
-            TypeError: If an argument is of the wrong kind.
-            ValueError: If one is out of range, the loss is not convex, the matrix is
-                block-diagonal or its data is spread over processes.
-
-        >>> import torch
-        >>> from curvop import GGNLinearOperator
-        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
-        >>> G = GGNLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
-        >>> G.factor().V.to_dense()
-        tensor([[2.8284],
-                [0.0000]])
-        """
-        from curvop.lowrank.construction import factor
-
-        return factor(self, memory_budget=memory_budget, gram_dtype=gram_dtype)
 
     def _psd_for(self, loss: Loss) -> bool:
         if self._mc_samples:

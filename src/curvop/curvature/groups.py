@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from curvop.curvature.losses import Loss, LossFunction
+
 Per = Literal["term", "example", "output"]
 
 
@@ -33,3 +35,18 @@ def grouped(terms: Tensor, prediction: Any, per: Per, num_data: int) -> Tensor:
             )
         return terms.flatten(1).sum(1) if terms.ndim > 1 else terms
     return terms
+
+
+def check_terms(loss: Loss) -> LossFunction:
+    """The unreduced terms.
+
+    Raises:
+        TypeError: If the loss does not offer them.
+    """
+    if loss.terms is None:
+        raise TypeError(
+            "The empirical Fisher needs the unreduced terms of the loss, and this "
+            "callable only gives a scalar. Pass a torch loss module, or a callable "
+            "with a keyword reduction that understands 'none'."
+        )
+    return loss.terms

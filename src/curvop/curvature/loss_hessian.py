@@ -16,35 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvop.curvature.differentiation import Aux, Outputs, RiskDifferentiation
-from curvop.curvature.losses import Loss
+from curvop.curvature.losses import CONVEX, Loss
 from curvop.curvature.parameters import Parameters
 
 SOFTMAX = {nn.CrossEntropyLoss, F.cross_entropy}
-ELEMENTWISE = {
-    nn.MSELoss,
-    nn.L1Loss,
-    nn.SmoothL1Loss,
-    nn.HuberLoss,
-    nn.BCELoss,
-    nn.BCEWithLogitsLoss,
-    nn.PoissonNLLLoss,
-    nn.KLDivLoss,
-    nn.NLLLoss,
-    nn.HingeEmbeddingLoss,
-    nn.SoftMarginLoss,
-    nn.MultiLabelSoftMarginLoss,
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.poisson_nll_loss,
-    F.kl_div,
-    F.nll_loss,
-    F.soft_margin_loss,
-    F.multilabel_soft_margin_loss,
-}
+ELEMENTWISE = CONVEX - SOFTMAX - {nn.MultiLabelMarginLoss, nn.MultiMarginLoss}
 
 
 def by_class(f: Tensor) -> Tensor:

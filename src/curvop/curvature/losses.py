@@ -43,7 +43,7 @@ _TERM_MODULES = (
 )
 _CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss)
 # convex in the prediction, hence the GGN is positive semi-definite
-_CONVEX = {
+CONVEX = {
     *_CLASS_MODULES,
     *_TERM_MODULES,
     *_CLASS_FUNCTIONS,
@@ -271,7 +271,7 @@ def _transparent(
 
     # torch's own losses keep their word
     check = verify if kind is None else _trust
-    return Loss(reduction, total, terms, divisor, kind in _CONVEX, check)
+    return Loss(reduction, total, terms, divisor, kind in CONVEX, check)
 
 
 def _summed(terms: LossFunction) -> LossFunction:
@@ -344,7 +344,7 @@ def _with_divisor(
 
     reducer = _reducer(loss_func)
     terms = None if reducer is None else reducer("none")
-    convex = _kind(loss_func) in _CONVEX
+    convex = _kind(loss_func) in CONVEX
     return Loss("mean", total, terms, divisor, convex, verify or _trust)
 
 

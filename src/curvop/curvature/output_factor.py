@@ -21,7 +21,7 @@ from curvop.curvature import nested, predictive
 from curvop.curvature.content import fingerprints, uniform
 from curvop.curvature.differentiation import Aux, Outputs, RiskDifferentiation
 from curvop.curvature.double_backward import DoubleBackward
-from curvop.curvature.groups import Per, grouped
+from curvop.curvature.groups import Per, check_terms, grouped
 from curvop.curvature.loss_hessian import (
     ELEMENTWISE,
     SOFTMAX,
@@ -276,17 +276,12 @@ class _Gradients(OutputFactor):
     """Gradients of the loss terms; see :class:`EFLinearOperator` for what counts as one."""
 
     def __init__(self, loss: Loss, prediction: Any, y: Any, N: int, per: Per) -> None:
-        if loss.terms is None:
-            raise TypeError(
-                "The empirical Fisher needs the unreduced terms of the loss, and this "
-                "callable only gives a scalar. Pass a torch loss module, or a callable "
-                "with a keyword reduction that understands 'none'."
-            )
+        terms_of = check_terms(loss)
         with torch.enable_grad():
             found = nested.differentiable(prediction)
             self._outputs = [o.detach().requires_grad_() for o in found]
             at = nested.refill(prediction, self._outputs)
-            terms = grouped(loss.terms(at, y), at, per, N)
+            terms = grouped(terms_of(at, y), at, per, N)
             if terms.numel() % max(N, 1):
                 raise ValueError(
                     f"Expected loss terms for each of the {N} data of the batch, got shape "

@@ -23,17 +23,16 @@ from curvop.operators.layout import Blocks
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
-    from curvop.curvature.empirical_fisher import EFLinearOperator
-    from curvop.curvature.ggn import GGNLinearOperator
+    from curvop.curvature.factorable import FactorableLinearOperator
 
 
 def factor(
-    op: GGNLinearOperator | EFLinearOperator,
+    op: FactorableLinearOperator,
     *,
     memory_budget: int | None,
     gram_dtype: torch.dtype | None,
 ) -> GramFactor:
-    """Implements :meth:`GGNLinearOperator.factor` and :meth:`EFLinearOperator.factor`.
+    """Implements :meth:`FactorableLinearOperator.factor`.
 
     Args:
         op: The operator.
@@ -61,7 +60,7 @@ def factor(
     return GramFactor(V, gram_dtype or torch.promote_types(op.dtype, torch.float32))
 
 
-def _batch(op: GGNLinearOperator | EFLinearOperator, X: Any, y: Any, Z: Tensor) -> Batch:
+def _batch(op: FactorableLinearOperator, X: Any, y: Any, Z: Tensor) -> Batch:
     """``S / √Z`` of one batch."""
     with torch.no_grad():
         prediction = op._predict([constant(p) for p in op._parameters.tensors], X)

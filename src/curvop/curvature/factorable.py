@@ -1,0 +1,65 @@
+"""Curvature matrices that are sums of outer products, ``A = V Vᵀ``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.output_factor import OutputFactor
+
+if TYPE_CHECKING:
+    from curvop.lowrank.factor import GramFactor
+
+
+class FactorableLinearOperator(CurvatureLinearOperator):
+    r"""A curvature matrix with a factor in the space of predictions.
+
+    .. math:: A = \frac{1}{Z} \sum_n J_n^⊤ \Big( \sum_r s_{n,r} s_{n,r}^⊤ \Big) J_n
+
+    Subclasses implement :meth:`_output_factor` too, and are final.
+    """
+
+    def factor(
+        self, memory_budget: int | None = None, *, gram_dtype: torch.dtype | None = None
+    ) -> GramFactor:
+        """The same matrix as ``A = V Vᵀ``, a column for each datum and output.
+
+        Or for each sample of a sampled Fisher, for each gradient of an empirical one.
+
+        For few data: the Gram matrix ``VᵀV`` then gives the exact spectrum, the inverse
+        and the determinant. Weights of linear layers are kept as outer products; of other
+        parameters the columns are. Whatever the form, its first product is compared with
+        the operator's own.
+
+        Args:
+            memory_budget: Bytes for columns. What does not fit is derived anew when it is
+                needed, from the data, which the factor then holds. By default everything
+                is kept.
+            gram_dtype: Type to compute the Gram matrix in; by default the operator's own,
+                at least single precision. Small eigenvalues and small damping of models in
+                single precision need ``torch.float64``.
+
+        Raises:
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If one is out of range, the loss is not convex, the matrix is
+                block-diagonal or its data is spread over processes.
+
+        >>> import torch
+        >>> from curvop import GGNLinearOperator
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
+        >>> G = GGNLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
+        >>> G.factor().V.to_dense()
+        tensor([[2.8284],
+                [0.0000]])
+        """
+        from curvop.lowrank.construction import factor
+
+        return factor(self, memory_budget=memory_budget, gram_dtype=gram_dtype)
+
+    @abstractmethod
+    def _output_factor(self, prediction: Any, X: Any, y: Any) -> OutputFactor:
+        """``S`` with the columns ``s`` of one batch."""
