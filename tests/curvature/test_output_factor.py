@@ -32,7 +32,7 @@ def factor_of(case: LossCase, kind: Kind, **options: Any) -> OutputFactor:
 
 def data_leading(blocks: list[Tensor]) -> Tensor:
     """``[R, *m_i]`` as ``[R, N, m]``."""
-    return torch.cat([b.reshape(b.shape[0], N, -1) for b in blocks], 2)
+    return torch.cat([b.reshape(len(b), N, b.shape[1:].numel() // N) for b in blocks], 2)
 
 
 def hessian_blocks(case: LossCase) -> Tensor:
@@ -58,9 +58,11 @@ def test_outer_products_are_the_hessian_of_the_loss(case: LossCase) -> None:
         with pytest.raises(ValueError, match="not convex"):
             factor_of(case, "type-2")
         return
-    S = data_leading(factor := factor_of(case, "type-2").blocks(slice(None)))
-    got = torch.einsum("rni,rnj->nij", S, S)
-    assert float((got - H).abs().max()) <= 1e-12 * max(1.0, float(H.abs().max()))
+    factor = factor_of(case, "type-2").blocks(slice(None))
+    for blocks in (factor, factor_of(case, "type-2", fewest=True).blocks(slice(None))):
+        S = data_leading(blocks)
+        got = torch.einsum("rni,rnj->nij", S, S)
+        assert float((got - H).abs().max()) <= 1e-12 * max(1.0, float(H.abs().max()))
     some = factor_of(case, "type-2").blocks(slice(1, 3))
     assert all(torch.equal(a, b[1:3]) for a, b in zip(some, factor, strict=True))
 
@@ -99,6 +101,22 @@ def test_elementwise_columns_together_keep_the_last_axis_apart() -> None:
     assert (S.num_columns, S.num_together) == (6, 3)
     apart = S.columns(slice(None)).reshape(2, 3, *f.shape)
     assert torch.allclose(apart.sum(0), S.columns(slice(None), together=True))
+
+
+@pytest.mark.parametrize("C", [1, 2, 5])
+def test_fewest_columns_are_as_many_as_the_rank(C: int) -> None:
+    f, y = dense.normal(N, C, 2), dense.integers(C, N, 2)
+    loss = as_loss(nn.CrossEntropyLoss())
+    S, R = (
+        output_factor(loss, f, y, num_data=N, fewest=fewest) for fewest in (False, True)
+    )
+    assert (R.num_columns, R.num_together) == (2 * (C - 1), C - 1)
+    for together in (False, True):
+        s, r = (data_leading(list(A.blocks(slice(None), together))) for A in (S, R))
+        products = [torch.einsum("rni,rnj->nij", t, t) for t in (s, r)]
+        if together:  # entries between terms depend on the factor
+            products = [torch.stack([p[:, ::2, ::2], p[:, 1::2, 1::2]]) for p in products]
+        assert torch.allclose(*products, atol=1e-14)
 
 
 def test_several_rows_of_the_prediction_belong_to_a_datum() -> None:

@@ -76,7 +76,9 @@ class EFLinearOperator(FactorableLinearOperator):
             groups, self._parameters, M, identity, self._chunk_size
         )
 
-    def _output_factor(self, prediction: Any, X: Any, y: Any) -> OutputFactor:
+    def _output_factor(
+        self, prediction: Any, X: Any, y: Any, *, fewest: bool = False
+    ) -> OutputFactor:
         """``S`` with ``S Sᵀ`` in the middle of the matrix."""
         return output_factor(
             self._loss,

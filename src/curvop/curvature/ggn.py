@@ -115,7 +115,9 @@ class GGNLinearOperator(FactorableLinearOperator):
             predict, self._parameters, M, middle, self._chunk_size
         )
 
-    def _output_factor(self, prediction: Any, X: Any, y: Any) -> OutputFactor:
+    def _output_factor(
+        self, prediction: Any, X: Any, y: Any, *, fewest: bool = False
+    ) -> OutputFactor:
         """``S`` with ``S Sᵀ`` in the middle of the matrix."""
         return output_factor(
             self._loss,
@@ -127,4 +129,5 @@ class GGNLinearOperator(FactorableLinearOperator):
             seed=self._seed,
             X=X,
             way=self._differentiate,
+            fewest=fewest,
         )

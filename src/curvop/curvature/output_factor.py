@@ -89,6 +89,7 @@ def output_factor(
     X: Any = None,
     per: Per = "term",
     way: RiskDifferentiation | None = None,
+    fewest: bool = False,
 ) -> OutputFactor:
     """The factor of one batch.
 
@@ -104,6 +105,7 @@ def output_factor(
         X: Inputs: samples belong to the content of a datum.
         per: What has a gradient of its own, see :class:`EFLinearOperator`.
         way: How to differentiate the loss twice; by default double backward.
+        fewest: One column less for each target of cross-entropy: as many as its rank.
 
     Raises:
         ValueError: If the prediction has no batch axis, the loss is not convex, or nothing
@@ -125,7 +127,7 @@ def output_factor(
     if kind == "empirical":
         return _Gradients(loss, prediction, y, num_data, per)
     if isinstance(prediction, Tensor) and loss.kind in SOFTMAX:
-        return _Softmax(loss, prediction, y, num_data, way)
+        return _Softmax(loss, prediction, y, num_data, way, fewest)
     if isinstance(prediction, Tensor) and loss.kind in ELEMENTWISE:
         return _Elementwise(loss, prediction, y, num_data, way)
     return _Eigenvectors(loss, prediction, y, num_data)
@@ -149,35 +151,50 @@ def outer_products(S: Blocks, U: Blocks, N: int) -> Blocks:
 
 @final
 class _Softmax(OutputFactor):
-    """Cross-entropy: ``s_c = √(a p_c) (e_c - p)`` for each target and class ``c``."""
+    """Cross-entropy: ``s_c = √(a p_c) (e_c - m)`` for each target and class ``c``.
+
+    Either with ``m = p``, or the fewest columns: then ``m = (1 - κ) p + κ e_C`` with
+    ``κ = √p_C / (1 + √p_C)``, and the last one vanishes. It is the same factor, multiplied
+    with the Householder reflection that takes ``√p`` to ``-e_C``, since ``S √p = 0``.
+    """
 
     def __init__(
-        self, loss: Loss, f: Tensor, y: Any, N: int, way: RiskDifferentiation
+        self,
+        loss: Loss,
+        f: Tensor,
+        y: Any,
+        N: int,
+        way: RiskDifferentiation,
+        fewest: bool,
     ) -> None:
         with torch.no_grad():
             classes = by_class(f)
             C = classes.shape[-1]
-            self._p = classes.softmax(-1).reshape(N, -1, C)
+            p = self._m = classes.softmax(-1).reshape(N, -1, C)
             a = _non_negative(softmax_scale(loss, f, y, way), loss)
-            self._root = (a.reshape(N, -1, 1) * self._p).sqrt()
+            self._root = (a.reshape(N, -1, 1) * p).sqrt()
+            if fewest:
+                last = p[..., -1:].sqrt()
+                self._m = p / (1 + last)
+                self._m[..., -1:] += last / (1 + last)
         self._f, self._shape = f, classes.shape
-        self.num_together = C
-        self.num_columns = self._p.shape[1] * C
+        self.num_together = C - 1 if fewest else C
+        self.num_columns = self._m.shape[1] * self.num_together
 
     def _blocks(self, which: range, together: bool) -> Blocks:
-        N, T, C = self._p.shape
-        r = torch.tensor(which, dtype=torch.long, device=self._p.device)
-        c, k = r % C, torch.arange(len(which), device=self._p.device)
+        N, T, C = self._m.shape
+        r = torch.tensor(which, dtype=torch.long, device=self._m.device)
+        c, k = r % max(self.num_together, 1), torch.arange(len(which), device=r.device)
         if together:
-            out = -self._p.expand(len(which), N, T, C).clone()
+            out = -self._m.expand(len(which), N, T, C).clone()
             out[k, :, :, c] += 1
             out *= self._root.movedim(-1, 0)[c][..., None]
         else:
-            t = r // C
-            s = -self._p[:, t].movedim(1, 0).clone()  # [k, N, C]
+            t = r // max(self.num_together, 1)
+            s = -self._m[:, t].movedim(1, 0).clone()  # [k, N, C]
             s[k, :, c] += 1
             s *= self._root[:, t, c].T[..., None]
-            out = self._p.new_zeros(len(which), N, T, C)
+            out = self._m.new_zeros(len(which), N, T, C)
             out[k, :, t] = s
         return [by_class_back(out.reshape(-1, *self._shape), self._f)]
 

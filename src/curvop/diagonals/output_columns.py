@@ -56,7 +56,7 @@ def output_columns(
     N = A._data.batch_size(X, y)
     prediction = nested.map_tensors(Tensor.detach, prediction)
     try:
-        factor = A._output_factor(prediction, X, y)
+        factor = A._output_factor(prediction, X, y, fewest=True)
     except ValueError:
         if A.psd:
             raise
