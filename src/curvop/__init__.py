@@ -1,6 +1,6 @@
 """Curvature matrices of neural networks as linear operators."""
 
-from curvop import functional
+from curvop import functional, plot
 from curvop._version import __version__
 from curvop.curvature import (
     CurvatureLinearOperator,
@@ -12,11 +12,16 @@ from curvop.curvature import (
     LinearizedLinearOperator,
     NonDeterministicError,
     TransposedJacobianLinearOperator,
+    register_predictive,
+)
+from curvop.diagonals import (
+    EFDiagonalLinearOperator,
+    GGNDiagonalLinearOperator,
+    HessianDiagonalLinearOperator,
 )
 from curvop.direct import (
     ChainHessianLinearOperator,
     ChainInverseLinearOperator,
-    SingularSystemError,
 )
 from curvop.estimate import DiagonalEstimate, Estimate
 from curvop.estimators import (
@@ -28,6 +33,22 @@ from curvop.estimators import (
     trace,
     trace_function,
 )
+from curvop.inspection import Preflight, preflight
+from curvop.kronecker import (
+    EMA,
+    Eigendecomposition,
+    EKFACLinearOperator,
+    KFACLinearOperator,
+    KroneckerInverseLinearOperator,
+)
+from curvop.lowrank import (
+    Directions,
+    FactorColumnsLinearOperator,
+    GramFactor,
+    GramInverseLinearOperator,
+    NewtonStep,
+)
+from curvop.monitoring import CurvatureMonitor
 from curvop.operators import (
     BlockDiagonalLinearOperator,
     DenseLinearOperator,
@@ -35,10 +56,13 @@ from curvop.operators import (
     IdentityLinearOperator,
     LinearOperator,
     LowRankLinearOperator,
+    SingularSystemError,
     as_operator,
     assume_psd,
     assume_symmetric,
 )
+from curvop.plot.surface import Landscape, loss_landscape
+from curvop.reporting import Report, report
 from curvop.solvers import (
     CGInverseLinearOperator,
     LSMRInverseLinearOperator,
@@ -63,31 +87,48 @@ from curvop.spectra import (
 )
 
 __all__ = [
+    "EMA",
     "BlockDiagonalLinearOperator",
     "CGInverseLinearOperator",
     "ChainHessianLinearOperator",
     "ChainInverseLinearOperator",
     "CurvatureLinearOperator",
+    "CurvatureMonitor",
     "DenseLinearOperator",
     "Density",
     "DiagonalEstimate",
     "DiagonalLinearOperator",
+    "Directions",
+    "EFDiagonalLinearOperator",
     "EFLinearOperator",
+    "EKFACLinearOperator",
+    "Eigendecomposition",
     "Eigenpairs",
     "Estimate",
+    "FactorColumnsLinearOperator",
+    "GGNDiagonalLinearOperator",
     "GGNLinearOperator",
+    "GramFactor",
+    "GramInverseLinearOperator",
+    "HessianDiagonalLinearOperator",
     "HessianLinearOperator",
     "IdentityLinearOperator",
     "JacobianLinearOperator",
+    "KFACLinearOperator",
+    "KroneckerInverseLinearOperator",
     "LSMRInverseLinearOperator",
+    "Landscape",
     "LinearOperator",
     "LinearizedJacobianLinearOperator",
     "LinearizedLinearOperator",
     "LowRankLinearOperator",
     "MINRESInverseLinearOperator",
     "NeumannInverseLinearOperator",
+    "NewtonStep",
     "NonDeterministicError",
     "NotConvergedError",
+    "Preflight",
+    "Report",
     "SingularSystemError",
     "SingularTriplets",
     "Solution",
@@ -106,9 +147,14 @@ __all__ = [
     "functional",
     "jacobi_preconditioner",
     "logdet",
+    "loss_landscape",
     "lsmr",
     "minres",
     "nystrom_preconditioner",
+    "plot",
+    "preflight",
+    "register_predictive",
+    "report",
     "spectral_density",
     "svds",
     "trace",

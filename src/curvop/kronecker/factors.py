@@ -1,0 +1,179 @@
+"""The factors of all layers: computed, and put together for every parameter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from curvop.curvature.graph import UNUSED
+from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, Members, eigh
+from curvop.kronecker.calls import LayerCall, MatrixCall, ScaleCall, TableCall
+from curvop.kronecker.eigenvalues import MatrixValues, TableValues
+from curvop.kronecker.fisher import Fisher
+from curvop.kronecker.layers import TIED, Key, Layers
+from curvop.kronecker.sums import LayerSums, MatrixSums, ScaleSums, TableSums
+from curvop.kronecker.tied import TiedSums, TiedValues
+from curvop.operators.layout import Space
+
+Fallback = Callable[[Sequence[int]], Sequence[Tensor]]  # positions -> exact diagonals
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A block-diagonal matrix in the space of parameters.
+
+    Attributes:
+        space: The parameters.
+        dtype: Type of vectors.
+        device: Where everything is.
+        blocks: The blocks on the diagonal; each parameter is in one.
+    """
+
+    space: Space
+    dtype: torch.dtype
+    device: torch.device
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """What is approximated, and how.
+
+    Attributes:
+        fisher: Model, loss, data and columns.
+        reduce: Whether KFAC-reduce, or KFAC-expand.
+        joint: Whether weight and bias make one block.
+        dtype: Type to sum in.
+        unsupported: What to do with parameters without Kronecker factors.
+        fallback: Finds the diagonals of those.
+        check: Whether to look if the data is independent.
+    """
+
+    fisher: Fisher
+    reduce: bool
+    joint: bool
+    dtype: torch.dtype
+    unsupported: str
+    fallback: Fallback
+    check: bool
+
+    def kfac(self) -> Factors:
+        """``L ⊗ R`` for each layer."""
+        parameters = self.fisher.parameters
+        like = torch.empty(0, dtype=self.dtype, device=parameters.device)
+        forward_only = self.fisher.fisher_type == "forward-only"
+
+        def make(key: Key, calls: Sequence[LayerCall]) -> LayerSums[Any]:
+            weight, bias, kind = key
+            matrix = next((c for c in calls if isinstance(c, MatrixCall)), None)
+            table = next((c for c in calls if isinstance(c, TableCall)), None)
+            sums: list[Any] = []
+            if matrix is not None:
+                sums.append(
+                    MatrixSums(
+                        weight,
+                        bias,
+                        matrix,
+                        reduce=self.reduce,
+                        joint=self.joint,
+                        forward_only=forward_only,
+                        like=like,
+                    )
+                )
+            if table is not None:
+                sums.append(TableSums(table, forward_only=forward_only, like=like))
+            if kind == TIED:
+                return TiedSums(*sums)
+            if sums:
+                return cast(LayerSums[Any], sums[0])
+            shape = parameters.tensors[cast(int, bias if weight is None else weight)].shape
+            return ScaleSums(weight, bias, shape, forward_only=forward_only, like=like)
+
+        layers = Layers(make, keeps_inputs=False)
+        Z, refused = self.fisher.sum_over_data(layers, "KFAC", check=self.check)
+        return self._complete(_blocks(layers, Z.to(self.dtype)), refused)
+
+    def ekfac(self, kfac: Factors) -> Factors:
+        """The eigenbasis of KFAC, with the eigenvalues that fit best."""
+        bases = {block.members.positions[0]: block for block in eigh(kfac.blocks)}
+
+        def make(key: Key, calls: Sequence[LayerCall]) -> LayerSums[Any] | None:
+            weight, bias = (
+                b if b is not None and _is_kronecker(b, calls[0]) else None
+                for b in (bases.get(-1 if i is None else i) for i in key[:2])
+            )
+            if key[2] == TIED and weight:
+                return TiedValues(weight)
+            if isinstance(calls[0], MatrixCall) and (weight or bias):
+                return MatrixValues(weight, bias)
+            if isinstance(calls[0], TableCall) and weight:
+                return TableValues(weight)
+            return None  # an exact block, or a diagonal
+
+        layers = Layers(make, keeps_inputs=True)
+        Z, _ = self.fisher.sum_over_data(layers, "EKFAC", check=False)
+        better = {b.members.positions[0]: b for b in _blocks(layers, Z.to(self.dtype))}
+        blocks = tuple({**bases, **better}[i] for i in bases)
+        return Factors(kfac.space, kfac.dtype, kfac.device, blocks)
+
+    def _complete(self, blocks: list[Block], refused: dict[int, str]) -> Factors:
+        """With a block for every parameter.
+
+        Raises:
+            ValueError: If a closure does not use the tensors that it was given with.
+        """
+        parameters = self.fisher.parameters
+        uses = [i for block in blocks for i in block.members.positions]
+        for i in {i for i in uses if uses.count(i) > 1}:
+            refused.setdefault(i, "it is used by layers of different kinds")
+        blocks = [b for b in blocks if not refused.keys() & set(b.members.positions)]
+        covered = {i for block in blocks for i in block.members.positions}
+        others = [
+            i
+            for i in range(len(parameters.tensors))
+            if i not in covered and (i in refused or i in uses)
+        ]
+        if not parameters.functional and not covered and not others:
+            raise ValueError(UNUSED)
+        diagonals = dict(zip(others, self._diagonals(others, refused), strict=True))
+        for i, p in enumerate(parameters.tensors):
+            if i not in covered:
+                d = diagonals.get(i, torch.zeros_like(p)).to(self.dtype)
+                members = Members((i,), (p.shape,), 1, p.numel())
+                blocks.append(KroneckerBlock(members, d.reshape(1, -1).detach(), None))
+        blocks.sort(key=lambda block: block.members.positions[0])
+        return Factors(parameters.space, parameters.dtype, parameters.device, tuple(blocks))
+
+    def _diagonals(self, others: list[int], refused: dict[int, str]) -> Sequence[Tensor]:
+        """The diagonals of parameters without factors.
+
+        Raises:
+            ValueError: If that is what the user asked for.
+        """
+        if not others:
+            return []
+        names = self.fisher.parameters.names or [str(i) for i in range(max(others) + 1)]
+        why = [f"{names[i]} ({refused[i]})" for i in others if i in refused]
+        message = f"No Kronecker factors for {'; '.join(why)}."
+        if self.unsupported == "error":
+            raise ValueError(
+                f"{message} Leave them out of the parameters, or pass "
+                "unsupported='diagonal'."
+            )
+        warnings.warn(f"{message} They get the exact diagonal.", stacklevel=6)
+        return self.fallback(others)
+
+
+def _is_kronecker(block: EigenBlock, call: LayerCall) -> bool:
+    return not isinstance(call, ScaleCall) and (
+        block.left is not None or block.right is not None
+    )
+
+
+def _blocks(layers: Layers, Z: Tensor) -> list[Block]:
+    return [b for s in layers.sums.values() if s is not None for b in s.blocks(Z)]

@@ -1,0 +1,237 @@
+"""One pass over the data: the prediction, the columns of its loss, their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from curvop.curvature import nested
+from curvop.curvature.data import Data
+from curvop.curvature.determinism import probe
+from curvop.curvature.distributed import all_reduce
+from curvop.curvature.groups import Per
+from curvop.curvature.losses import Loss
+from curvop.curvature.output_factor import OutputFactor, output_factor
+from curvop.curvature.parameters import Parameters
+from curvop.curvature.randomness import preserved
+from curvop.curvature.reduction import total_divisor
+from curvop.kronecker.calls import LayerCall
+from curvop.kronecker.capture import Capture
+from curvop.kronecker.layers import Layers
+from curvop.kronecker.stream import Stream
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+FisherType = Literal["type-2", "mc", "empirical", "forward-only"]
+
+# Numbers that the columns of the loss's factor may take at once.
+COLUMNS = 2**20
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """A model, a loss and data, and which columns of the loss are pulled back.
+
+    Attributes:
+        parameters: The model as a function of them.
+        loss: The loss.
+        data: The data.
+        fisher_type: Which columns: see :class:`KFACLinearOperator`.
+        mc_samples: Number of samples.
+        seed: Of the samples.
+        per: What has a gradient of its own in the empirical Fisher.
+        terms_together: Whether the loss terms of a datum share columns.
+        process_group: Ranks that share the data.
+    """
+
+    parameters: Parameters
+    loss: Loss
+    data: Data
+    fisher_type: FisherType
+    mc_samples: int
+    seed: int
+    per: Per
+    terms_together: bool
+    process_group: ProcessGroup | None
+
+    def sum_over_data(
+        self, layers: Layers, what: str, *, check: bool
+    ) -> tuple[Tensor, dict[int, str]]:
+        """Sum up over all batches and ranks, in the sums of the layers.
+
+        Args:
+            layers: Where to.
+            what: Label of the progress bar.
+            check: Whether to look in the first batch if the data is independent, and in
+                each whether the loss is what was assumed.
+
+        Returns:
+            The divisor ``Z``, and parameters without Kronecker factors, with the reason.
+
+        Raises:
+            ValueError: If the loss is not finite, averages over nothing, or has no such
+                columns.
+        """
+        device = self.parameters.device
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        share = torch.zeros((), dtype=torch.float64, device=device)
+        refused: dict[int, str] = {}
+        is_first = True
+        with _surroundings(self.data):
+            stream = Stream(self.parameters.model, self.parameters.tensors, self.data)
+            for X, y in stream.batches(what):
+                total, part, found = self._batch(X, y, layers, stream, check, is_first)
+                refused = found | refused
+                loss += total
+                share += part
+                is_first = False
+            layers.complete()
+            loss, share = self._reduce(layers, loss, share, refused)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"Expected a finite loss over the data, got {float(loss)}. Look for NaN "
+                "or infinite inputs, targets or parameters."
+            )
+        return total_divisor(self.loss.reduction, share), refused
+
+    def _batch(
+        self, X: Any, y: Any, layers: Layers, stream: Stream, check: bool, is_first: bool
+    ) -> tuple[Tensor, Any, dict[int, str]]:
+        """Loss, share of the divisor and refused parameters of one batch."""
+        N = self.data.batch_size(X, y)
+        with torch.enable_grad(), self.parameters.leaves() as params:
+            capture = Capture(params, N)
+            try:
+                with capture:
+                    prediction = self.parameters.model(params, X)
+                outputs = nested.differentiable(prediction)
+                capture.look_at(outputs)
+                with torch.no_grad():
+                    loss = self.loss.total(prediction, y)
+                    share = self.loss.divisor(prediction, y)
+                if check:
+                    self._verify(prediction, y)
+                if check and is_first and N > 1:
+                    _refuse_dependent(capture, outputs, N)
+                stream.note(N, capture.size())
+                S = self._factor(prediction, X, y, N)
+                layers.start(capture.calls)
+                if not layers.keeps_inputs:
+                    capture.forget_inputs()
+                if S is not None:
+                    self._pull(S, outputs, capture, layers)
+                return loss, share, capture.refused
+            finally:
+                capture.release()
+
+    def _verify(self, prediction: Any, y: Any) -> None:
+        """What is assumed about a loss of the user's; one batch needs no adding."""
+        alone = self.loss.terms is None and self.data.num_batches == 1
+        if not self.loss.is_trusted and not alone:
+            with torch.no_grad():
+                self.loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
+
+    def _factor(self, prediction: Any, X: Any, y: Any, N: int) -> OutputFactor | None:
+        """The columns, if there is a backward pass."""
+        if self.fisher_type == "forward-only":
+            return None
+        return output_factor(
+            self.loss,
+            prediction,
+            y,
+            num_data=N,
+            kind=self.fisher_type,
+            mc_samples=self.mc_samples,
+            seed=self.seed,
+            X=X,
+            per=self.per,
+            fewest=True,
+        )
+
+    def _pull(
+        self,
+        S: OutputFactor,
+        outputs: Sequence[Tensor],
+        capture: Capture,
+        layers: Layers,
+    ) -> None:
+        """Every column back through the network."""
+        R = S.num_together if self.terms_together else S.num_columns
+        step = max(1, COLUMNS // max(sum(o.numel() for o in outputs), 1))
+        for first in range(0, R, step):
+            some = S.blocks(slice(first, first + step), self.terms_together)
+            for k in range(len(some[0])):
+                last = first + k == R - 1
+                column = [s[k] for s in some]
+                capture.pull(outputs, column, layers.receive, keep=not last)
+                layers.end_column()
+
+    def _reduce(
+        self, layers: Layers, loss: Tensor, share: Tensor, refused: dict[int, str]
+    ) -> tuple[Tensor, Tensor]:
+        """Everything summed over the ranks.
+
+        Raises:
+            ValueError: If a rank has seen other layers than the others.
+        """
+        group = self.process_group
+        if group is None:
+            return loss, share
+        sums = {str(k): s for k, s in layers.sums.items() if s is not None}
+        everywhere: list[Any] = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(everywhere, (sorted(sums), refused), group)
+        if any(keys != everywhere[0][0] for keys, _ in everywhere):
+            raise ValueError(
+                "Expected every rank to call the same layers. Give each rank at least one "
+                "batch of data."
+            )
+        for _, others in everywhere:
+            refused |= others
+        own = [t for key in sorted(sums) for _, t in sorted(sums[key].tensors.items())]
+        # loss and share lead: their type is that of the buffer
+        loss, share, *total = all_reduce([loss, share, *own], group)
+        for t, reduced in zip(own, total, strict=True):
+            t.copy_(reduced)
+        return loss, share
+
+
+@contextmanager
+def _surroundings(data: Data) -> Iterator[None]:
+    """Generators preserved, no inference mode, no fused inference of transformer layers.
+
+    First derivatives only: the fused kernels of attention may stay.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with preserved(data.device, *data.generators), torch.inference_mode(False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _refuse_dependent(capture: Capture, outputs: Sequence[Tensor], N: int) -> None:
+    """Refuse layers in which other data move the prediction of the first datum."""
+
+    def first(o: Tensor, u: Tensor) -> Tensor:
+        u = u.clone()
+        u[len(o) // N :] = 0
+        return u
+
+    def receive(call: LayerCall, g: Tensor) -> None:
+        if bool((call.by_datum(g)[1:] != 0).any()):
+            for i in (call.weight, call.bias):
+                if i is not None:
+                    capture.refused.setdefault(i, "its layer mixes data of a batch")
+
+    if any(o.ndim == 0 or len(o) % N for o in outputs):
+        return  # the factor of the loss will tell
+    U = [first(o, u) for o, u in zip(outputs, probe(list(outputs)), strict=True)]
+    capture.pull(outputs, U, receive, keep=True)
