@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Size, Tensor
+
+from curvop.kronecker.patches import Window
 
 # Numbers that the patches of a convolution may take at once.
 PATCHES = 2**22
@@ -109,17 +110,36 @@ class MatrixCall(LayerCall):
         if self.options is None:
             yield slice(0, N), self._rows(self.z).permute(2, 0, 1)[None]
             return
+        d = self.shape[1:].numel()
+        for some, view in self._patches(self.window()):
+            yield some, view.reshape(self.groups, d, some.stop - some.start, -1)
+
+    def rows(self) -> Iterator[Tensor]:
+        """Patches along all axes but the first, of some data: ``[G, n, H, .]``."""
+        window = self.window().one_row()
+        n = self.shape[1] * math.prod(window.kernel)
+        for _, view in self._patches(window):  # [C, *kernel, N, H, *out]
+            d = len(window.kernel)
+            view = view.movedim(d + 2, d + 1)
+            yield view.reshape(self.groups, n, view.shape[d + 1], -1)
+
+    def num_positions(self) -> int:
+        """Of all data, where the layer is a convolution."""
+        size = self.window().patches(self.z).shape[self.z.ndim - 1 :]
+        return size.numel()
+
+    def window(self) -> Window:
+        """That of a convolution."""
+        return Window.of(self.shape, self.options or {})
+
+    def _patches(self, window: Window) -> Iterator[tuple[slice, Tensor]]:
+        """Some data, and a view of what the window sees of them."""
+        N = self.num_data
         m = len(self.z) // max(N, 1)  # frames of a video, say
-        view = _patches(self.z[:m], self.shape, self.options)
-        step = max(1, PATCHES // max(view.numel(), 1))
+        step = max(1, PATCHES // max(window.patches(self.z[:m]).numel(), 1))
         for start in range(0, N, step):
             some = slice(start, min(start + step, N))
-            view = _patches(
-                self.z[some.start * m : some.stop * m], self.shape, self.options
-            )
-            n = some.stop - some.start
-            d = self.shape[1:].numel()
-            yield some, view.reshape(self.groups, d, n, -1)
+            yield some, window.patches(self.z[some.start * m : some.stop * m])
 
     def mean_inputs(self) -> tuple[Tensor, int]:
         """The sum of ``z`` over the positions of each datum, ``[G, d, N]``, and ``T``."""
@@ -127,54 +147,11 @@ class MatrixCall(LayerCall):
         if self.options is None:
             z = self._rows(self.z)
             return z.sum(1).T[None], z.shape[1]
-        view = _patches(self.z, self.shape, self.options)
+        view = self.window().patches(self.z)
         space = self.z.ndim - 2
         total = view.sum(tuple(range(-space, 0))).flatten(0, -2)  # [C·k, N·m]
         T = view.shape[-space:].numel() * (len(self.z) // max(N, 1))
         return total.reshape(self.groups, -1, N, len(self.z) // max(N, 1)).sum(-1), T
-
-
-def _patches(z: Tensor, shape: Size, options: dict[str, Any]) -> Tensor:
-    """What each output of a convolution sees, a view: ``[C, *k, N, *out]``."""
-    kernel = shape[2:]
-    d = len(kernel)
-    stride, dilation = (_each(options.get(key, 1), d) for key in ("stride", "dilation"))
-    z = F.pad(z, _padding(options.get("padding", 0), kernel, dilation))
-    N, C, *size = z.shape
-    out = [
-        (s - by * (k - 1) - 1) // step + 1
-        for s, k, by, step in zip(size, kernel, dilation, stride, strict=True)
-    ]
-    of_N, of_C, *of = z.stride()
-    return z.as_strided(
-        (C, *kernel, N, *out),
-        (
-            of_C,
-            *(s * by for s, by in zip(of, dilation, strict=True)),
-            of_N,
-            *(s * step for s, step in zip(of, stride, strict=True)),
-        ),
-    )
-
-
-def _padding(padding: Any, kernel: Size, dilation: list[int]) -> list[int]:
-    """For ``F.pad``: before and after, the last axis first."""
-    if padding == "valid":
-        padding = 0
-    sides = []
-    for i, (k, by) in enumerate(zip(kernel, dilation, strict=True)):
-        total = by * (k - 1)
-        if padding == "same":  # where it is uneven, the end gets more
-            before, after = total // 2, total - total // 2
-        else:
-            before = after = _each(padding, len(kernel))[i]
-        sides.append([before, after])
-    return [n for side in reversed(sides) for n in side]
-
-
-def _each(n: Any, d: int) -> list[int]:
-    sizes = [n] if isinstance(n, int) else [int(size) for size in n]
-    return sizes * d if len(sizes) == 1 else sizes
 
 
 @final

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar, cast, final
 import torch
 from torch import Size, Tensor
 
+from curvop.kronecker.bands import Bands, repeats
 from curvop.kronecker.blocks import Block, KroneckerBlock, Members
 from curvop.kronecker.calls import LayerCall, MatrixCall, ScaleCall, TableCall
 from curvop.kronecker.gram import add_gram, mirror
@@ -92,20 +93,32 @@ class MatrixSums(LayerSums[MatrixCall]):
         self._shape, self._groups, self._rows = shape, G, a
         self._reduce = reduce
         self._joint = joint and None not in self._members
-        n = 0 if weight is None else d + self._joint
-        self.tensors = _sums({"right": (G, n, n), "count": ()}, like)
+        self._columns = 0 if weight is None else d + self._joint
+        self.tensors = _sums({"count": ()}, like)
+        self._bands: Bands | None = None
         self._pending: Tensor | None = None
 
+    def _sum(self, name: str, n: int) -> Tensor:
+        """Made when the first terms arrive: slopes do when activations have gone."""
+        if name not in self.tensors:
+            G = self._groups
+            self.tensors[name] = self.tensors["count"].new_zeros(G, n, n)
+        return self.tensors[name]
+
     def _left(self) -> Tensor:
-        """The sum of slopes: made when the first arrive, and activations go."""
-        if "left" not in self.tensors:
-            G, a = self._groups, self._rows
-            self.tensors["left"] = self.tensors["right"].new_zeros(G, a, a)
-        return self.tensors["left"]
+        return self._sum("left", self._rows)
+
+    def _right(self) -> Tensor:
+        return self._sum("right", self._columns)
 
     def complete(self) -> None:
-        """Where no slope has arrived, the sum is zero."""
+        """Where nothing has arrived, the sum is zero."""
         self._left()
+        right = self._right()
+        if self._bands is not None:
+            d = self._columns - self._joint
+            right[:, :d, :d] += self._bands.unfolded()
+            self._bands = None
 
     def receive(self, call: MatrixCall, g: Tensor) -> None:
         """``Σ g gᵀ``."""
@@ -133,14 +146,30 @@ class MatrixSums(LayerSums[MatrixCall]):
             self._add_inputs(sum(sums) / sum(lengths))
             return
         for call in calls:
+            if repeats(call):
+                self._add_bands(call)
+                continue
             for _, z in call.inputs():
                 self._add_inputs(z.flatten(2))
+
+    def _add_bands(self, call: MatrixCall) -> None:
+        if self._bands is None:
+            self._bands = Bands(call, like=self.tensors["count"])
+        self._bands.add(call)
+        positions = call.num_positions()
+        if self._joint:
+            total = call.mean_inputs()[0].sum(-1)
+            right = self._right()
+            right[:, :-1, -1] += total
+            right[:, -1, :-1] += total
+            right[:, -1, -1] += positions
+        self.tensors["count"] += positions
 
     def _add_inputs(self, z: Tensor) -> None:
         """``z``, ``[G, d, m]``, with a one below where the bias belongs to the weight."""
         if self._joint:
             z = torch.cat([z, z.new_ones(len(z), 1, z.shape[-1])], 1)
-        add_gram(self.tensors["right"], z)
+        add_gram(self._right(), z)
         self.tensors["count"] += z.shape[-1]
 
     def blocks(self, Z: Tensor) -> list[Block]:
