@@ -100,6 +100,19 @@ def test_loss_terms_for_each_token(approx: str) -> None:
         network, LOSS, p, data, kfac_approx=approx, terms_together=True
     )
     assert error(together.to_dense(), right) > 1e-3
+    right = expected(network, p, LOSS, TOKENS, reduce=approx == "reduce", S=common)
+    assert error(together.to_dense(), right) <= TOLERANCE
+
+
+def common(f: Tensor, y: Tensor) -> Tensor:
+    """A column for each class, of all tokens: no class is special."""
+    assert LOSS.weight is not None
+    p = f.softmax(1)  # [1, C, T]
+    parts = LOSS.weight[y.clamp_min(0)] * 0.9 + LOSS.weight.sum() * 0.1 / len(p[0])
+    a = torch.where(y == -100, 0.0, parts)
+    units = torch.eye(len(p[0]), dtype=p.dtype)[..., None]
+    columns = (a[:, None] * p).sqrt().movedim(1, 0) * (units - p)  # [C, C, T]
+    return columns.flatten(1).T.detach()
 
 
 def test_common_columns_are_exact_where_tokens_do_not_mix() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from curvop.kronecker.calls import MatrixCall
@@ -68,15 +69,14 @@ class Bands:
     def unfolded(self) -> Tensor:
         """The whole matrix, ``[G, k n, k n]``."""
         G, n = self._total.shape[1:3]
-        k, C, x = self._rows, self._channels, n // max(self._channels, 1)
+        k, C, x = self._rows, self._channels, n // self._channels
         blocks = iter(self._total)
         upper = {(i, i + d): next(blocks) for d in range(k) for i in range(k - d)}
         whole = self._total.new_empty(G, C, k, x, C, k, x)
         for i in range(k):
             mirror(upper[i, i])
             row = [upper[i, j] if i <= j else upper[j, i].mT for j in range(k)]
-            parts = torch.stack(row).reshape(k, G, C, x, C, x)
-            whole[:, :, i] = parts.permute(1, 2, 3, 4, 0, 5)
+            whole[:, :, i] = rearrange(row, "j G (C x) (D y) -> G C x D j y", C=C, D=C)
         return whole.reshape(G, k * n, k * n)
 
 

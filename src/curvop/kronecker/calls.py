@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
+from einops import rearrange
 from torch import Size, Tensor
 
 from curvop.kronecker.patches import Window
@@ -100,15 +101,14 @@ class MatrixCall(LayerCall):
         """The gradient with respect to ``a``, by position: ``[G, a, N, T]``."""
         N = self.num_data
         if self.options is None:
-            return self._rows(g).permute(2, 0, 1)[None]
-        g = g.reshape(N, -1, self.groups, self.shape[0] // self.groups, g[0, 0].numel())
-        return g.permute(2, 3, 0, 1, 4).flatten(3)
+            return rearrange(self._rows(g), "n t a -> 1 a n t")
+        return rearrange(g, "(n m) (G a) ... -> G a n (m ...)", n=N, G=self.groups)
 
     def inputs(self) -> Iterator[tuple[slice, Tensor]]:
         """Some data, and their ``z`` by position: ``[G, d, n, T]``."""
         N = self.num_data
         if self.options is None:
-            yield slice(0, N), self._rows(self.z).permute(2, 0, 1)[None]
+            yield slice(0, N), rearrange(self._rows(self.z), "n t d -> 1 d n t")
             return
         d = self.shape[1:].numel()
         for some, view in self._patches(self.window()):
@@ -125,8 +125,7 @@ class MatrixCall(LayerCall):
 
     def num_positions(self) -> int:
         """Of all data, where the layer is a convolution."""
-        size = self.window().patches(self.z).shape[self.z.ndim - 1 :]
-        return size.numel()
+        return len(self.z) * math.prod(self.window().out(self.z.shape[2:]))
 
     def window(self) -> Window:
         """That of a convolution."""

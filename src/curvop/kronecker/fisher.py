@@ -152,7 +152,8 @@ class Fisher:
             seed=self.seed,
             X=X,
             per=self.per,
-            fewest=True,
+            # together, what is between terms depends on the factor: no class is special
+            fewest=not self.terms_together,
         )
 
     def _pull(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -54,16 +55,20 @@ class Window:
             after=(0, *self.after[1:]),
         )
 
+    def out(self, size: Sequence[int]) -> list[int]:
+        """Positions along each axis of an image."""
+        zeros = zip(self.before, self.after, strict=True)
+        axes = zip(size, zeros, self.kernel, self.dilation, self.stride, strict=True)
+        return [(s + sum(z) - by * (k - 1) - 1) // n + 1 for s, z, k, by, n in axes]
+
     def patches(self, z: Tensor) -> Tensor:
         """A view of ``z`` ``[N, C, *size]``: ``[C, *kernel, N, *out]``."""
+        N, C, *size = z.shape
         pairs = zip(reversed(self.before), reversed(self.after), strict=True)
         z = F.pad(z, [n for pair in pairs for n in pair])  # the last axis leads
-        N, C, *size = z.shape
-        axes = zip(size, self.kernel, self.dilation, self.stride, strict=True)
-        out = [(s - by * (k - 1) - 1) // step + 1 for s, k, by, step in axes]
         of_N, of_C, *of = z.stride()
         return z.as_strided(
-            (C, *self.kernel, N, *out),
+            (C, *self.kernel, N, *self.out(size)),
             (
                 of_C,
                 *(s * by for s, by in zip(of, self.dilation, strict=True)),
