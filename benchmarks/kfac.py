@@ -2,6 +2,7 @@
 
 python benchmarks/kfac.py               prints the tables
 python benchmarks/kfac.py --write       and writes results/kfac.json and .md
+    ... --networks gpt cnn              some networks; the other rows stay
 
 Both compute the same matrix: of the linear layers and convolutions, which is what
 curvlinops supports, weights and biases apart, without a determinism check, with the number
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 import curvop
 
 RESULTS = Path(__file__).parent / "results"
+RESULT = RESULTS / "kfac.json"
 OURS, THEIRS = "curvop", "curvlinops"
 KINDS = ("type-2", "mc")
 DAMPING = 1e-2
@@ -241,6 +243,12 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def kept(network: str) -> list[dict[str, Any]]:
+    """The rows of an earlier run."""
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    return [row for row in rows if row["network"] == network]
+
+
 def main() -> None:
     """Measure, print, and write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -250,6 +258,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     effort = Effort(repetitions=3 if args.quick else 9, seconds=10 if args.quick else 20)
+    rows = {name: measure(name, effort) for name in args.networks}
     record = {
         "machine": {
             "processor": processor(),
@@ -257,11 +266,10 @@ def main() -> None:
             "curvlinops": version("curvlinops-for-pytorch"),
             "curvop": curvop.__version__,
         },
-        "rows": [row for name in args.networks for row in measure(name, effort)],
+        "rows": [row for name in networks.ON_CPU for row in rows.get(name, kept(name))],
     }
     if args.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "kfac.json").write_text(json.dumps(record, indent=1) + "\n")
+        RESULT.write_text(json.dumps(record, indent=1) + "\n")
         (RESULTS / "kfac.md").write_text(markdown(record))
     print(markdown(record))
 
