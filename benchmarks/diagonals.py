@@ -18,15 +18,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import copy
 import functools
-import json
 import math
 import multiprocessing
-import platform
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +33,14 @@ from backpack.extensions import DiagGGNExact, DiagGGNMC, DiagHessian, SumGradSqu
 from curvlinops import GGNLinearOperator as TheirGGN
 from timing import CPU, Clock, Effort, Failure, interleaved
 from torch import Tensor, nn
+from writing import machine, write
 
-import curvop
 from curvop import (
     EFDiagonalLinearOperator,
     GGNDiagonalLinearOperator,
     HessianDiagonalLinearOperator,
 )
 
-RESULTS = Path(__file__).parent / "results"
 COLUMNS = 32  # of curvlinops, scaled to all
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -332,19 +328,11 @@ def main() -> None:
     print(HEAD, end="")
     rows = measure(CPU, effort, args.only)
     record = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
-            "backpack": version("backpack-for-pytorch"),
-            "curvlinops": version("curvlinops-for-pytorch"),
-            "curvop": curvop.__version__,
-        },
+        "machine": machine("backpack-for-pytorch", "curvlinops-for-pytorch"),
         "rows": rows,
     }
     if args.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "diagonals.json").write_text(json.dumps(record, indent=1) + "\n")
-        (RESULTS / "diagonals.md").write_text(markdown(record))
+        write("diagonals", record, markdown(record))
 
 
 if __name__ == "__main__":

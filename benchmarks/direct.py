@@ -16,12 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import functools
-import json
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +30,10 @@ import matplotlib.pyplot as plt
 import torch
 from timing import CPU, WALL, Clock, Effort, interleaved
 from torch import Tensor, nn
+from writing import RESULTS, machine, write
 
-import curvop
 from curvop import ChainHessianLinearOperator, HessianLinearOperator, minres
 
-RESULTS = Path(__file__).parent / "results"
 DAMPING = 1e-2
 MAXITER = 2000  # of MINRES, which would need more where it does not get there
 Rows = list[dict[str, Any]]
@@ -305,18 +301,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write results/direct.*")
     args = parser.parse_args()
     record: dict[str, Any] = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "curvop": curvop.__version__,
-        },
+        "machine": machine(),
         **measure(args.quick),
     }
     if args.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "direct.json").write_text(json.dumps(record, indent=1) + "\n")
-        (RESULTS / "direct.md").write_text(markdown(record))
+        write("direct", record, markdown(record))
         draw(record["depth"], RESULTS / "direct.svg")
     print(markdown(record))
 

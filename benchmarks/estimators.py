@@ -7,20 +7,17 @@ python benchmarks/estimators.py --write    and writes results/estimators.*
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from writing import machine, write
 
 import curvop
 
-RESULTS = Path(__file__).parent / "results"
 PRODUCTS = [12, 30, 60, 120, 240]
 TRACES = ("hutchinson", "hutch++", "xtrace")
 DIAGONALS = ("hutchinson", "xdiag")
@@ -137,16 +134,12 @@ def main() -> None:
     )
     print(table(rows))
     if args.write:
-        RESULTS.mkdir(exist_ok=True)
         record = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "curvop": curvop.__version__,
+            "machine": machine(),
             "runs": args.runs,
             "rows": rows,
         }
-        (RESULTS / "estimators.json").write_text(json.dumps(record, indent=1) + "\n")
-        (RESULTS / "estimators.md").write_text(head + table(rows) + "\n")
+        write("estimators", record, head + table(rows) + "\n")
 
 
 if __name__ == "__main__":

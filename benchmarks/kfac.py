@@ -19,13 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import json
 import multiprocessing
-import platform
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import curvlinops
@@ -35,10 +32,10 @@ from memory import _ENVIRONMENT, _held, _highest, limit_memory
 from networks import Workload
 from timing import CPU, Effort, Failure, attempt, interleaved
 from torch import Tensor, nn
+from writing import RESULTS, machine, write
 
 import curvop
 
-RESULTS = Path(__file__).parent / "results"
 RESULT = RESULTS / "kfac.json"
 OURS, THEIRS = "curvop", "curvlinops"
 KINDS = ("type-2", "mc")
@@ -235,14 +232,6 @@ def markdown(record: dict[str, Any]) -> str:
     return out
 
 
-def processor() -> str:
-    """Its name."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def kept(network: str) -> list[dict[str, Any]]:
     """The rows of an earlier run."""
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
@@ -260,17 +249,11 @@ def main() -> None:
     effort = Effort(repetitions=3 if args.quick else 9, seconds=10 if args.quick else 20)
     rows = {name: measure(name, effort) for name in args.networks}
     record = {
-        "machine": {
-            "processor": processor(),
-            "torch": version("torch"),
-            "curvlinops": version("curvlinops-for-pytorch"),
-            "curvop": curvop.__version__,
-        },
+        "machine": machine("curvlinops-for-pytorch"),
         "rows": [row for name in networks.ON_CPU for row in rows.get(name, kept(name))],
     }
     if args.write:
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
-        (RESULTS / "kfac.md").write_text(markdown(record))
+        write("kfac", record, markdown(record))
     print(markdown(record))
 
 

@@ -16,22 +16,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import functools
-import json
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from timing import CPU, Effort, interleaved
 from torch import Tensor, nn
+from writing import machine, write
 
-import curvop
 from curvop import Eigenpairs, GGNLinearOperator, IdentityLinearOperator, cg, eigsh
 
-RESULTS = Path(__file__).parent / "results"
 TOP = 50  # eigenvalues
 DAMPING, COLUMNS, RTOL = 1e-2, 8, 1e-8  # of the linear systems
 
@@ -251,18 +246,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write results/lowrank.*")
     args = parser.parse_args()
     record: dict[str, Any] = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "curvop": curvop.__version__,
-        },
+        "machine": machine(),
         **measure(args.quick),
     }
     if args.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "lowrank.json").write_text(json.dumps(record, indent=1) + "\n")
-        (RESULTS / "lowrank.md").write_text(markdown(record))
+        write("lowrank", record, markdown(record))
     print(markdown(record))
 
 

@@ -7,21 +7,17 @@ python benchmarks/monitor.py --write     writes results/monitor.* as well
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from writing import machine, write
 
 import curvop
 
-RESULTS = Path(__file__).parent / "results"
 CAPS = (0.05, 0.1, 0.2)
 MEASUREMENTS, SECONDS = 8, 120.0  # of each training: what comes first ends it
 Row = dict[str, Any]
@@ -140,21 +136,12 @@ def main() -> None:
     torch.set_num_threads(1)
     train("perceptron, 512 images", 1.0)  # warm: imports count for nobody
     record = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": 1,
-            "python": platform.python_version(),
-            "curvop": curvop.__version__,
-            "torch": version("torch"),
-        },
+        "machine": machine(),
         "rows": [train(case, cap) for case in CASES for cap in CAPS],
     }
     print(table(record))
     if args.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "monitor.json").write_text(json.dumps(record, indent=1) + "\n")
-        (RESULTS / "monitor.md").write_text(table(record))
+        write("monitor", record, table(record))
 
 
 if __name__ == "__main__":

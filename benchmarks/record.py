@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peers import CONTENDERS
+from writing import processor
 
 Record = dict[str, list[dict[str, Any]]]
 FILE = "speed.json"
@@ -31,7 +32,7 @@ def begin(record: Record) -> int:
     packages = dict.fromkeys(["torch", "scipy", *(c.package for c in CONTENDERS)])
     run = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
@@ -75,13 +76,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     return [_rounded(v) for v in value] if isinstance(value, list) else value
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,11 @@ python benchmarks/run.py --quick --output first   a first impression in minutes
 
 from __future__ import annotations
 
+import os
+
+# SciPy's vectors have one thread, as the products do: those that wait would be counted.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import argparse
 import itertools
 import traceback

@@ -7,22 +7,19 @@ python benchmarks/solvers.py --write    and writes results/solvers.json, solvers
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import scipy.sparse.linalg
 import torch
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
+from writing import machine, write
 
 import curvop
 
-RESULTS = Path(__file__).parent / "results"
 Rows = list[dict[str, Any]]
 
 
@@ -198,7 +195,7 @@ def table(rows: Rows) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--write", action="store_true", help="write results/solvers.*")
-    write = parser.parse_args().write
+    args = parser.parse_args()
     torch.set_num_threads(1)
     parts = {
         "Iterations of cg on the damped GGN of the digits network": preconditioners(),
@@ -210,11 +207,9 @@ def main() -> None:
     for title, rows in parts.items():
         page += f"\n## {title}\n\n{table(rows)}\n"
     print(page)
-    if write:
-        record = {"machine": platform.machine(), "setting": setting, **parts}
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        (RESULTS / "solvers.json").write_text(text + "\n", encoding="utf-8")
-        (RESULTS / "solvers.md").write_text(page, encoding="utf-8")
+    if args.write:
+        record = {"machine": machine(), "setting": setting, **parts}
+        write("solvers", record, page)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,13 @@ import numpy as np
 import scipy.sparse.linalg
 import torch
 from torch import Tensor, nn
+from writing import machine, write
 
 import curvop
 from curvop.operators import LinearOperator
 from curvop.operators.layout import Blocks
 from curvop.spectra import eigsh
 
-RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
@@ -264,14 +262,7 @@ def main() -> None:
         print(json.dumps(peak_of_a_run(5_000_000, 10)))
         return
     record = {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": 1,
-            "python": platform.python_version(),
-            "curvop": curvop.__version__,
-            **{p: version(p) for p in ("torch", "scipy")},
-        },
+        "machine": machine("scipy"),
         "default ncv": max(41, min(300, 2**20 // 21_570)),
         "memory": memory(),
         "digits Hessian": against_arpack(),
@@ -279,9 +270,7 @@ def main() -> None:
     }
     print(tables(record))
     if args.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "spectra.json").write_text(json.dumps(record, indent=1) + "\n")
-        (RESULTS / "spectra.md").write_text(tables(record))
+        write("spectra", record, tables(record))
 
 
 if __name__ == "__main__":
