@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from curvop import (
     EFLinearOperator,
+    GGNDiagonalLinearOperator,
     GGNLinearOperator,
     HessianLinearOperator,
+    KFACLinearOperator,
     NonDeterministicError,
 )
 
@@ -28,6 +30,7 @@ X, Y = dense.normal(N, 2, seed=1), dense.normal(N, C, seed=2)
 LABELS = torch.tensor([-1, 0, 2, 1, -1, 2, 1])
 WEIGHT = torch.tensor([0.3, 2.0, 1.0], dtype=torch.float64)
 ENTROPY = nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=-1)
+ONES = torch.ones(sum(p.numel() for p in dense.Waves(2, (C,)).parameters())).double()
 OPERATORS = (HessianLinearOperator, GGNLinearOperator, EFLinearOperator)
 SHARES: dict[str, list[list[list[int]]]] = {
     "unequal": [[[0], [1, 5, 2]], [[3, 4, 6]]],
@@ -124,6 +127,20 @@ class Dropping(nn.Module):
         return nn.functional.dropout(out) if dist.get_rank() == 1 else out
 
 
+class Failing(nn.Module):
+    """An error in the second process only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = dense.Waves(2, (C,))
+        self.fails = dist.get_rank() == 1
+
+    def forward(self, X: Tensor) -> Any:
+        if self.fails:
+            raise OSError("this disk is full")
+        return self.net(X)
+
+
 def failures(rank: int) -> dict[str, tuple[str, str]]:
     """What is wrong in one process must be said in both: nobody is left waiting."""
     model = dense.Waves(2, (C,))
@@ -158,8 +175,35 @@ def failures(rank: int) -> dict[str, tuple[str, str]]:
             lambda: hessian(dropping, list(dropping.parameters()), X, Y, mse)
         ),
         "nothing": attempt(lambda: hessian(model, params, X, nothing, ENTROPY)),
+        **failures_of_one(rank, attempt),
         "nobody": attempt(lambda: HessianLinearOperator(model, mse, params, [], **group)),
     }
+
+
+def failures_of_one(rank: int, attempt: Any) -> dict[str, tuple[str, str]]:
+    """An error in one process ends what all do, and the next product is in step again."""
+    half = slice(None, 3) if rank == 0 else slice(3, None)
+    data, mse = [(X[half], Y[half])], nn.MSELoss()
+    group: dict[str, Any] = {"process_group": dist.group.WORLD}
+    unchecked = {"check_deterministic": False, **group}
+    found = {}
+
+    model = Failing()
+    problem: Any = (model, mse, list(model.parameters()), data)
+    found["at construction"] = attempt(lambda: GGNLinearOperator(*problem, **group))
+    for name, cls in (
+        ("Hessian", HessianLinearOperator),
+        ("KFAC", KFACLinearOperator),
+        ("diagonal", GGNDiagonalLinearOperator),
+    ):
+        found[name] = attempt(lambda c=cls: c(*problem, **unchecked) @ ONES)
+    H = HessianLinearOperator(*problem, **unchecked)
+    found["set-up"] = attempt(H.linearize)
+    model.fails = False
+    right = build("HessianLinearOperator mean", [range(N)])
+    error = dense.relative_error(H @ ONES, right @ ONES)
+    found["afterwards"] = ("right" if error <= 1e-8 else "wrong", "")
+    return found
 
 
 def work(rank: int, folder: str) -> None:
@@ -263,6 +307,18 @@ def test_failures_are_told_in_each_process(
     for rank in range(RANKS):
         kind, text = found[rank]["failures"][failure]
         assert (kind, message in text) == (error.__name__, True), text
+
+
+@pytest.mark.parametrize(
+    "where", ["at construction", "Hessian", "KFAC", "diagonal", "set-up"]
+)
+def test_error_in_one_process_ends_all(found: list[Any], where: str) -> None:
+    assert found[1]["failures"][where] == ("OSError", "this disk is full")
+    kind, text = found[0]["failures"][where]
+    assert kind == "RuntimeError"
+    assert "Another rank of the process group has failed" in text
+    for rank in range(RANKS):
+        assert found[rank]["failures"]["afterwards"] == ("right", "")
 
 
 def test_shares_cover_the_data() -> None:

@@ -30,7 +30,7 @@ from curvop.curvature.differentiation import (
     candidates,
     first_that_works,
 )
-from curvop.curvature.distributed import all_reduce
+from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.losses import Loss, as_loss
 from curvop.curvature.parameters import as_parameters
 from curvop.curvature.reduction import Divisor, total_divisor
@@ -274,7 +274,9 @@ class CurvatureLinearOperator(LinearOperator):
         Args:
             V: What to multiply onto, ``[K, *n_i]``.
         """
-        sums, _ = self._sum_over(self._data.batches(f"{type(self).__name__} @"), V)
+        size = sum(v.numel() for v in V) + 2
+        with failing_together(size, self._process_group, self.dtype, self.device):
+            sums, _ = self._sum_over(self._data.batches(f"{type(self).__name__} @"), V)
         return all_reduce(sums, self._process_group, same=V)
 
     def _sum_over(

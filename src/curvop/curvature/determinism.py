@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import nested
-from curvop.curvature.distributed import all_reduce
+from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.graph import check_used, gradient
 
 if TYPE_CHECKING:
@@ -103,22 +103,24 @@ def _gradient(
     # of a callable only its additivity is assumed: one batch needs no adding
     alone = op._loss.terms is None and op._data.num_batches == 1
     verify = probes is not None and not op._loss.is_trusted and not alone
-    for X, y in op._data.batches("determinism check"):
-        if probes is not None:
-            op, (product, _) = op._matmat_one(X, y, probes, is_probe=True)
-            probes = None
-            if not any(bool(b.any()) for b in product):
-                check_closure(op)
-        with torch.enable_grad(), op._parameters.leaves() as params:
-            prediction = op._predict(params, X)
-            loss = op._loss.total(prediction, y)
-            tally = op._tally(prediction, y, loss)
-            parts = [*gradient(loss, params, create_graph=False), *tally]
-        if verify:
-            with torch.no_grad():
-                op._loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
-        for total, part in zip(sums, parts, strict=True):
-            total += part.detach()
+    size = sum(total.numel() for total in sums)
+    with failing_together(size, op._process_group, op.dtype, op.device):
+        for X, y in op._data.batches("determinism check"):
+            if probes is not None:
+                op, (product, _) = op._matmat_one(X, y, probes, is_probe=True)
+                probes = None
+                if not any(bool(b.any()) for b in product):
+                    check_closure(op)
+            with torch.enable_grad(), op._parameters.leaves() as params:
+                prediction = op._predict(params, X)
+                loss = op._loss.total(prediction, y)
+                tally = op._tally(prediction, y, loss)
+                parts = [*gradient(loss, params, create_graph=False), *tally]
+            if verify:
+                with torch.no_grad():
+                    op._loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
+            for total, part in zip(sums, parts, strict=True):
+                total += part.detach()
     return all_reduce(sums, op._process_group), op
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from curvop.curvature.columns import leading, sized, trailing
 from curvop.curvature.determinism import probe, tolerance
-from curvop.curvature.distributed import all_reduce
+from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.factored import factored
 from curvop.curvature.keeping import Effort, Kept, Piece
 from curvop.curvature.kept_graph import graphs
@@ -102,8 +102,10 @@ class LinearizedLinearOperator(LinearOperator):
         bar = tqdm(
             self._kept.pieces, "linearised @", disable=not self._op._data.progressbar
         )
-        sums = _sum((piece(V) for piece in bar), V, self.dtype)
-        sums = all_reduce(sums, self._op._process_group, same=V)
+        size, group = sum(v.numel() for v in V), self._op._process_group
+        with failing_together(size, group, self.dtype, self.device):
+            sums = _sum((piece(V) for piece in bar), V, self.dtype)
+        sums = all_reduce(sums, group, same=V)
         return trailing([b.div_(self._Z).to(self.dtype) for b in sums])
 
     def _transpose(self) -> LinearOperator:
@@ -123,8 +125,9 @@ def linearize(
     effort = Effort.asked_for(memory_budget, num_products, batch_size, compile)
     start = time.perf_counter()
     with surroundings(op._data):
-        batches = list(op._data.batches("linearize"))
-        local, op = op._sum_over(batches, v)
+        with failing_together(2, op._process_group, op.dtype, op.device):
+            batches = list(op._data.batches("linearize"))
+            local, op = op._sum_over(batches, v)
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
         # whatever the form: its first product must be the one just computed
         form, kept = _first_form(op, batches, v, effort, local[:-2])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator, nested
 from curvop.curvature.differentiation import Aux
-from curvop.curvature.distributed import all_reduce
+from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.surroundings import surroundings
 from curvop.operators.layout import Blocks
 
@@ -46,13 +46,15 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
         sums = [torch.zeros_like(p.detach(), dtype=wide) for p in A._parameters.tensors]
         loss = torch.zeros((), dtype=wide, device=A.device)
         share = torch.zeros((), dtype=torch.float64, device=A.device)
-        for X, y in A._data.batches("diagonal"):
-            way = way or first_right(A, ways, X, y)
-            parts, (batch_loss, batch_share) = way(A, X, y)
-            for total, part in zip(sums, parts, strict=True):
-                total += part
-            loss += batch_loss
-            share += batch_share
+        size = sum(total.numel() for total in sums) + 2
+        with failing_together(size, A._process_group, A.dtype, A.device):
+            for X, y in A._data.batches("diagonal"):
+                way = way or first_right(A, ways, X, y)
+                parts, (batch_loss, batch_share) = way(A, X, y)
+                for total, part in zip(sums, parts, strict=True):
+                    total += part
+                loss += batch_loss
+                share += batch_share
         *sums, loss, share = all_reduce([*sums, loss, share], A._process_group)
         Z = A._divisor(loss, share)
         form = ways[-1].form if way is None else way.form

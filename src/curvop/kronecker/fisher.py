@@ -14,7 +14,7 @@ from torch import Tensor
 from curvop.curvature import nested
 from curvop.curvature.data import Data
 from curvop.curvature.determinism import probe
-from curvop.curvature.distributed import all_reduce
+from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.groups import Per
 from curvop.curvature.losses import Loss
 from curvop.curvature.output_factor import OutputFactor, output_factor
@@ -86,14 +86,16 @@ class Fisher:
         is_first = True
         with _surroundings(self.data):
             stream = Stream(self.parameters.model, self.parameters.tensors, self.data)
-            for X, y in stream.batches(what):
-                total, part, found = self._batch(X, y, layers, stream, check, is_first)
-                refused = found | refused
-                loss += total
-                share += part
-                is_first = False
-            layers.complete()
-            loss, share = self._reduce(layers, loss, share, refused)
+            with failing_together(2, self.process_group, loss.dtype, device):
+                for X, y in stream.batches(what):
+                    total, part, found = self._batch(X, y, layers, stream, check, is_first)
+                    refused = found | refused
+                    loss += total
+                    share += part
+                    is_first = False
+                layers.complete()
+            loss, share = all_reduce([loss, share], self.process_group)
+            self._reduce(layers, refused)
         if not bool(torch.isfinite(loss)):
             raise ValueError(
                 f"Expected a finite loss over the data, got {float(loss)}. Look for NaN "
@@ -174,17 +176,15 @@ class Fisher:
                 capture.pull(outputs, column, layers.receive, keep=not last)
                 layers.end_column()
 
-    def _reduce(
-        self, layers: Layers, loss: Tensor, share: Tensor, refused: dict[int, str]
-    ) -> tuple[Tensor, Tensor]:
-        """Everything summed over the ranks.
+    def _reduce(self, layers: Layers, refused: dict[int, str]) -> None:
+        """The layers' sums over the ranks.
 
         Raises:
             ValueError: If a rank has seen other layers than the others.
         """
         group = self.process_group
         if group is None:
-            return loss, share
+            return
         sums = {str(k): s for k, s in layers.sums.items() if s is not None}
         everywhere: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(everywhere, (sorted(sums), refused), group)
@@ -196,11 +196,8 @@ class Fisher:
         for _, others in everywhere:
             refused |= others
         own = [t for key in sorted(sums) for _, t in sorted(sums[key].tensors.items())]
-        # loss and share lead: their type is that of the buffer
-        loss, share, *total = all_reduce([loss, share, *own], group)
-        for t, reduced in zip(own, total, strict=True):
-            t.copy_(reduced)
-        return loss, share
+        for t, total in zip(own, all_reduce(own, group) if own else [], strict=True):
+            t.copy_(total)
 
 
 @contextmanager

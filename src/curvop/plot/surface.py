@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.distributed import all_reduce
+from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.reduction import total_divisor
 from curvop.curvature.surroundings import surroundings
 from curvop.monitoring.gradients import curvature, loss_and_gradient
@@ -125,7 +125,8 @@ def _losses(
         for d, p in zip(D.T.split([p.numel() for p in params], 1), params, strict=True)
     ]
     sums = torch.zeros(len(steps), 2, dtype=torch.float64, device=op.device)
-    with surroundings(op._data), torch.no_grad():
+    together = failing_together(sums.numel(), op._process_group, sums.dtype, op.device)
+    with surroundings(op._data), torch.no_grad(), together:
         for X, y in op._data.batches("loss_landscape"):
             for i, (a, b) in enumerate(
                 tqdm(steps.tolist(), "loss_landscape", disable=not progressbar)
@@ -137,7 +138,7 @@ def _losses(
                 loss, share = op._tally(op._predict(there, X), y)
                 sums[i, 0] += loss
                 sums[i, 1] += share
-        (sums,) = all_reduce([sums], op._process_group)
+    (sums,) = all_reduce([sums], op._process_group)
     Z = total_divisor(op._loss.reduction, sums[0, 1])
     return (sums[:, 0] / Z).cpu()
 
