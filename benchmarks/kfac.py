@@ -28,7 +28,7 @@ from typing import Any
 import curvlinops
 import networks
 import torch
-from memory import _ENVIRONMENT, _held, _highest, limit_memory
+from memory import ENVIRONMENT, held, highest, limit_memory
 from networks import Workload
 from timing import CPU, Effort, Failure, attempt, interleaved
 from torch import Tensor, nn
@@ -163,7 +163,7 @@ def peak(network: str, contender: str, kind: str) -> int:
     """Bytes at the peak above those held before, in a fresh process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kfac"])
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak, network, contender, kind).result()
 
@@ -176,9 +176,9 @@ def _peak(network: str, contender: str, kind: str) -> int:
     w = networks.ON_CPU[network]()
     w.gradient()  # libraries load and set up
     BUILD[contender](networks.tiny(), kind)
-    before = _held("cpu")
+    before = held("cpu")
     K = BUILD[contender](w, kind)
-    size = _highest("cpu") - before
+    size = highest("cpu") - before
     del K
     return size
 

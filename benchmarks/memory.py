@@ -17,7 +17,7 @@ GRADIENT = "gradient"
 
 # Freed memory goes back to the system at once, so that what a process holds is what its
 # tensors take (glibc; elsewhere without effect).
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "PYTHONPATH": str(Path(__file__).parent),  # where the server finds what to preload
@@ -34,7 +34,7 @@ def peak_memory(
     """
     context = multiprocessing.get_context("forkserver")  # imports once, forks clean
     context.set_forkserver_preload(["peers"])
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         task = pool.submit(_peak, network, matrix, contender, columns, device, dtype)
         return task.result()
@@ -62,12 +62,12 @@ def _peak(
     w.gradient()  # libraries load and set up
     if contender != GRADIENT:
         _warm_up(contender, matrix, device)
-    before = _held(device)
+    before = held(device)
     if contender == GRADIENT:
         w.gradient()
     else:
         BY_NAME[contender].products[matrix](w)(V)
-    return _highest(device) - before
+    return highest(device) - before
 
 
 def _warm_up(contender: str, matrix: str, device: str) -> None:
@@ -77,17 +77,17 @@ def _warm_up(contender: str, matrix: str, device: str) -> None:
     BY_NAME[contender].products[matrix](tiny)(V)
 
 
-def _held(device: str) -> int:
+def held(device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
-    return _highest(device)  # at least; no figure for the present elsewhere
+    return highest(device)  # at least; no figure for the present elsewhere
 
 
-def _highest(device: str) -> int:
+def highest(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

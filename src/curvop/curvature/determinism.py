@@ -67,22 +67,22 @@ def check_deterministic(
     """
     two = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
     two = [b.to(op.dtype) for b in two]
-    first, settled = _gradient(op, two)
+    first, settled = gradient_over_data(op, two)
     settled._divisor(*first[-2:])
-    second, _ = _gradient(settled)
+    second, _ = gradient_over_data(settled)
     # summed in single precision at least, but computed in that of the parameters
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
-    *gradient, loss, share = _differences(first, second, rounding)
+    *gradient, loss, share = differences(first, second, rounding)
     if any(gradient) or loss or share:
         v = [b[:1] for b in two]
         first, second = (settled._sum_over_batches(v) for _ in range(2))
-        *product, _, _ = _differences(first, second, rounding)
+        *product, _, _ = differences(first, second, rounding)
         if any(product) or loss or share:
             raise NonDeterministicError(_diagnosis(settled, product, loss, share))
     return settled._ways
 
 
-def _gradient(
+def gradient_over_data(
     op: CurvatureLinearOperator, probes: Blocks | None = None
 ) -> tuple[list[Tensor], CurvatureLinearOperator]:
     """Gradient, loss and divisor, summed over all batches and ranks.
@@ -138,7 +138,7 @@ def check_closure(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:
         return
 
 
-def _differences(first: list[Tensor], second: list[Tensor], rounding: float) -> list[bool]:
+def differences(first: list[Tensor], second: list[Tensor], rounding: float) -> list[bool]:
     """Which blocks of the product, and whether loss and divisor, differ."""
     (*a, loss_a, share_a), (*b, loss_b, share_b) = first, second
     # one scale for all blocks: a block may vanish by cancellation between batches

@@ -143,7 +143,7 @@ def as_parameters(
     _check(values)
     names: list[str] | None
     if isinstance(model_func, nn.Module):
-        model_func = _unwrap(model_func)
+        model_func = unwrapped(model_func)
         names, inside = _of_module(model_func, values, keys)
     else:
         names, inside = keys, _nowhere
@@ -205,7 +205,7 @@ def _of_module(
     return keys or names, inside
 
 
-def _unwrap(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside ``torch.compile`` and data-parallel wrappers.
 
     Compiled code has no double backward, and replicas would be reduced twice.

@@ -9,7 +9,7 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from curvop.curvature.parameters import _unwrap
+from curvop.curvature.parameters import unwrapped
 from curvop.inspection.reference import DISAGREES
 from curvop.inspection.results import Caution
 from curvop.inspection.scene import Rule, Scene
@@ -170,7 +170,7 @@ def _wrong_backward(scene: Scene) -> Iterator[Caution]:
 def _wrapped(scene: Scene) -> Iterator[Caution]:
     if not isinstance(scene.model, nn.Module):
         return
-    if _unwrap(scene.model) is not scene.model:
+    if unwrapped(scene.model) is not scene.model:
         yield Caution(
             "note",
             "the model is wrapped",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature import nested
-from curvop.curvature.parameters import _unwrap
+from curvop.curvature.parameters import unwrapped
 from curvop.curvature.substitution import modules_in
 from curvop.inspection.results import Caution
 from curvop.inspection.scene import Rule, Scene
@@ -54,7 +54,7 @@ def _frozen(scene: Scene) -> Iterator[Caution]:
         names = set(scene.parameters.names or ())
         constant = tuple(
             name
-            for name, p in _unwrap(scene.model).named_parameters()
+            for name, p in unwrapped(scene.model).named_parameters()
             if id(p) not in given and name not in names
         )
         if constant:

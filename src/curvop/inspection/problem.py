@@ -16,7 +16,7 @@ from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
 from curvop.curvature.losses import Loss, _told_reduction, as_loss
 from curvop.curvature.merging import Batch
-from curvop.curvature.parameters import Parameters, _unwrap
+from curvop.curvature.parameters import Parameters, unwrapped
 from curvop.inspection.replica import Replica
 from curvop.inspection.results import Matrix, first_line
 
@@ -85,7 +85,7 @@ class Problem:
 
     def call(self, params: Sequence[Tensor], X: Any) -> Any:
         """The prediction, of a model that holds these parameters already."""
-        model = _unwrap(self.model) if isinstance(self.model, nn.Module) else self.model
+        model = unwrapped(self.model) if isinstance(self.model, nn.Module) else self.model
         if isinstance(self.params, Mapping) and not isinstance(model, nn.Module):
             return model(dict(zip(self.params, params, strict=True)), X)
         return model(X)
@@ -142,6 +142,6 @@ def understood(
 
 def name_of(x: Any) -> str:
     """The name of a function, or of the class of an object."""
-    x = _unwrap(x) if isinstance(x, nn.Module) else x
+    x = unwrapped(x) if isinstance(x, nn.Module) else x
     x = getattr(x, "func", x)  # a partial has none
     return str(getattr(x, "__name__", type(x).__name__))

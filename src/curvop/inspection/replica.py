@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature import nested
-from curvop.curvature.parameters import Parameters, _unwrap, constant
+from curvop.curvature.parameters import Parameters, constant, unwrapped
 from curvop.curvature.substitution import (
     Slot,
     buffer_slots,
@@ -89,7 +89,7 @@ def replica(
 
     leaves = [cast(p).requires_grad_() for p in parameters.tensors]
     memo = {id(p): q for p, q in zip(parameters.tensors, leaves, strict=True)}
-    model = _unwrap(model_func) if isinstance(model_func, nn.Module) else model_func
+    model = unwrapped(model_func) if isinstance(model_func, nn.Module) else model_func
     model = duplicate(model, memo)
     modules = modules_in(model)
     if isinstance(model, nn.Module):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.determinism import (
-    _differences,
-    _gradient,
     check_deterministic,
+    differences,
+    gradient_over_data,
     tolerance,
 )
 from curvop.curvature.surroundings import surroundings
@@ -23,9 +23,9 @@ def check(op: CurvatureLinearOperator) -> None:
         ValueError: If the loss is not finite, or the data does not fit.
     """
     with surroundings(op._data):
-        first, _ = _gradient(op)
+        first, _ = gradient_over_data(op)
         op._divisor(*first[-2:])
-        second, _ = _gradient(op)
+        second, _ = gradient_over_data(op)
         rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
-        if any(_differences(first, second, rounding)):
+        if any(differences(first, second, rounding)):
             check_deterministic(op)  # a gradient may be nothing but rounding: products tell

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.curvature import CurvatureLinearOperator
+from curvop.curvature.risk import loss_and_gradient
 from curvop.estimate import Estimate
 from curvop.estimators import trace
-from curvop.monitoring.gradients import loss_and_gradient
 from curvop.operators import (
     DiagonalLinearOperator,
     IdentityLinearOperator,

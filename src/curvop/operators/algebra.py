@@ -50,7 +50,7 @@ def reshape(M: Blocks, space: Space) -> Blocks:
     ]
 
 
-def _check_match(A: LinearOperator, B: LinearOperator) -> None:
+def check_match(A: LinearOperator, B: LinearOperator) -> None:
     if A.dtype != B.dtype:
         raise TypeError(
             f"Expected operators of one dtype, got {A.dtype} and {B.dtype}. Convert the "
@@ -66,7 +66,7 @@ class SumLinearOperator(LinearOperator):
     """``A + B``."""
 
     def __init__(self, A: LinearOperator, B: LinearOperator) -> None:
-        _check_match(A, B)
+        check_match(A, B)
         super().__init__(
             merge(A._domain, B._domain, "domain"),
             merge(A._codomain, B._codomain, "codomain"),
@@ -119,7 +119,7 @@ class ProductLinearOperator(LinearOperator):
 
     def __init__(self, *factors: LinearOperator) -> None:
         for A, B in pairwise(factors):
-            _check_match(A, B)
+            check_match(A, B)
             if A.shape[1] != B.shape[0]:
                 raise ValueError(f"Expected shapes that chain, got {A.shape} @ {B.shape}.")
             merge(A._domain, B._codomain, "inner space")

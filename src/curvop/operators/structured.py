@@ -215,12 +215,12 @@ class BlockDiagonalLinearOperator(LinearOperator):
     """
 
     def __init__(self, blocks: Sequence[LinearOperator]) -> None:
-        from curvop.operators.algebra import _check_match
+        from curvop.operators.algebra import check_match
 
         if not blocks:
             raise ValueError("Expected at least one operator on the diagonal.")
         for A in blocks[1:]:
-            _check_match(blocks[0], A)
+            check_match(blocks[0], A)
         super().__init__(
             _join([A._domain for A in blocks]),
             _join([A._codomain for A in blocks]),

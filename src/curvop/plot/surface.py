@@ -14,8 +14,8 @@ from tqdm import tqdm
 from curvop.curvature import CurvatureLinearOperator
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.reduction import total_divisor
+from curvop.curvature.risk import curvature, loss_and_gradient
 from curvop.curvature.surroundings import surroundings
-from curvop.monitoring.gradients import curvature, loss_and_gradient
 from curvop.spectra import Eigenpairs
 
 

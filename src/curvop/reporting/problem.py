@@ -9,9 +9,6 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.determinism import _gradient
-from curvop.curvature.surroundings import surroundings
 from curvop.operators import LinearOperator
 from curvop.reporting.account import Clock
 from curvop.reporting.preconditioner import Preconditioner
@@ -55,12 +52,3 @@ class Problem:
     def generator(self, stream: int = 0) -> Generator:
         """Random vectors of their own for each stream."""
         return torch.Generator().manual_seed(self.seed + stream)
-
-
-def loss_and_gradient(op: CurvatureLinearOperator) -> tuple[float, Tensor]:
-    """The loss over all data and its gradient, flat, ``[N]``."""
-    with surroundings(op._data):
-        (*parts, loss, share), _ = _gradient(op)
-        Z = op._divisor(loss, share)
-    g = torch.cat([part.reshape(-1) for part in parts]) / Z
-    return float(loss / Z), g.to(op.dtype)

@@ -13,12 +13,13 @@ from typing import Any
 
 from curvop.checkpoint import Checkpoint, State
 from curvop.curvature import CurvatureLinearOperator
+from curvop.curvature.risk import loss_and_gradient
 from curvop.operators import LinearOperator
 from curvop.reporting.account import Clock, Metered
 from curvop.reporting.findings import Findings, Settings, duration, now, versions
 from curvop.reporting.matrix import linearized, matrices
 from curvop.reporting.preconditioner import preconditioner_of
-from curvop.reporting.problem import Problem, loss_and_gradient
+from curvop.reporting.problem import Problem
 from curvop.reporting.resources import forget, is_saved, room_for_vectors
 from curvop.reporting.sections import SECTIONS, Section, wanted
 from curvop.reporting.subject import described, identity

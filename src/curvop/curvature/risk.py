@@ -1,4 +1,4 @@
-"""Loss and gradient of the risk that a curvature operator belongs to."""
+"""The empirical risk itself, and its gradient."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.curvature import CurvatureLinearOperator, LinearizedLinearOperator
-from curvop.curvature.determinism import _gradient
+from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.determinism import gradient_over_data
+from curvop.curvature.linearization import LinearizedLinearOperator
 from curvop.curvature.reduction import total_divisor
 from curvop.curvature.surroundings import surroundings
 
@@ -28,13 +29,13 @@ def curvature(H: Any, who: str) -> CurvatureLinearOperator:
     return op
 
 
-def loss_and_gradient(H: CurvatureLinearOperator) -> tuple[float, Tensor]:
+def loss_and_gradient(op: CurvatureLinearOperator) -> tuple[float, Tensor]:
     """The loss over all data, and its gradient ``[N]``, at the present parameters.
 
     They may be infinite or ``nan``, as while a training diverges.
     """
-    with surroundings(H._data):
-        (*blocks, loss, share), _ = _gradient(H)
-        Z = total_divisor(H._loss.reduction, share)
+    with surroundings(op._data):
+        (*blocks, loss, share), _ = gradient_over_data(op)
+        Z = total_divisor(op._loss.reduction, share)
         gradient = torch.cat([b.reshape(-1) for b in blocks]) / Z
-    return float(loss / Z), gradient.to(H.dtype)
+    return float(loss / Z), gradient.to(op.dtype)
