@@ -51,6 +51,12 @@ def reshape(M: Blocks, space: Space) -> Blocks:
 
 
 def check_match(A: LinearOperator, B: LinearOperator) -> None:
+    """Refuse operators of different dtypes or devices.
+
+    Raises:
+        TypeError: If the dtypes differ.
+        ValueError: If the devices do.
+    """
     if A.dtype != B.dtype:
         raise TypeError(
             f"Expected operators of one dtype, got {A.dtype} and {B.dtype}. Convert the "
