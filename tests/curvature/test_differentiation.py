@@ -488,6 +488,31 @@ def test_tied_weights(cls: Any, way: str) -> None:
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 
 
+def test_hessian_of_wide_convolutions_takes_one_column_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cls = HessianLinearOperator
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 6)),
+        nn.Conv1d(1, 2, 3),
+        nn.GroupNorm(1, 2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(8, C),
+    ).double()
+    mapped = build(cls, model).to_dense()
+    monkeypatch.setattr("curvop.curvature.hessian.WIDE", 0)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("vmap")
+
+    monkeypatch.setattr("curvop.curvature.torch_func.vmap", refuse)
+    A = build(cls, model, differentiation="func").to_dense()
+    assert dense.relative_error(A, truth(cls, model)) <= 1e-10
+    assert dense.relative_error(A, mapped) <= 1e-10
+
+
 @of_all
 @both_ways
 @pytest.mark.parametrize("dtype", BOUNDS)

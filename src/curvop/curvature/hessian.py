@@ -12,6 +12,10 @@ from curvop.curvature.differentiation import Aux, Outputs
 from curvop.curvature.losses import Loss
 from curvop.operators.layout import Blocks
 
+# Under vmap a convolution whose weight has a tangent for each column becomes a grouped one,
+# which on a CPU is slower than one column after the other, from so many parameters on.
+WIDE = 2**20
+
 
 @final
 class HessianLinearOperator(CurvatureLinearOperator):
@@ -33,6 +37,12 @@ class HessianLinearOperator(CurvatureLinearOperator):
 
     def _psd_for(self, loss: Loss) -> bool:
         return False
+
+    def _columns_per_pass(self, X: Any) -> int | None:
+        is_wide = self._parameters.convolutional and self.shape[0] >= WIDE
+        if self._chunk_size == "auto" and is_wide and self.device.type == "cpu":
+            return 1
+        return super()._columns_per_pass(X)
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
         def total(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:

@@ -67,6 +67,11 @@ class Parameters:
         """The one device of the parameters."""
         return self.tensors[0].device
 
+    @property
+    def convolutional(self) -> bool:
+        """Whether a parameter has the shape of a convolution's weight."""
+        return any(p.ndim >= 3 for p in self.tensors)
+
     def only(self, block: slice) -> Parameters:
         """Some of the parameters; the others are constants."""
         before, after = self.tensors[: block.start], self.tensors[block.stop :]
