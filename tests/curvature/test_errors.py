@@ -420,7 +420,7 @@ def test_bad_chunk_size(build: Build, size: Any) -> None:
 @everywhere
 @pytest.mark.parametrize("way", ["jax", None, "torch.func"])
 def test_bad_differentiation(build: Build, way: Any) -> None:
-    with pytest.raises(ValueError, match=f"'auto', 'func' or 'backpack', got {way!r}"):
+    with pytest.raises(ValueError, match=f"'backpack' or 'differences', got {way!r}"):
         build(differentiation=way)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.determinism import probe
 from curvop.curvature.parameters import as_parameters
+from curvop.curvature.probing import probe
+from curvop.curvature.replica import Replica, duplicate, replica
 from curvop.inspection.differences import converged
 from curvop.inspection.reference import DISAGREES, STOPPED, UNCLEAR, Truth
-from curvop.inspection.replica import Replica, duplicate, replica
 from tests.cases import attention, parameterizations, truth
 from tests.cases.curvature import MODELS, Model
 from tests.cases.problem import Problem
@@ -294,7 +294,7 @@ def test_no_copy_of_what_cannot_be_copied() -> None:
 
 
 def test_no_copy_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvop.inspection.replica._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("curvop.curvature.replica._free_bytes", lambda device: 1000)
     found = models.looked_at(models.mlp())
     assert found.references[0].method is None
     assert "GB are free" in found.references[0].doubt

@@ -10,6 +10,7 @@ from torch import Tensor
 from curvop.curvature import nested
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.graph import check_used, gradient
+from curvop.curvature.probing import differ, probe, tolerance
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
@@ -20,32 +21,6 @@ if TYPE_CHECKING:
 
 class NonDeterministicError(RuntimeError):
     """Two passes over the same data gave different results."""
-
-
-def probe(blocks: Blocks) -> Blocks:
-    """A fixed random vector in the shape of ``blocks``; touches no global generator.
-
-    Uniform with variance 1, in single precision: normal ones in double precision take half
-    as long as a gradient of a small network.
-    """
-    generator = torch.Generator().manual_seed(2147483647)
-    out = []
-    for b in blocks:
-        uniform = torch.rand(b.shape, generator=generator, dtype=torch.float32)
-        out.append(uniform.sub_(0.5).mul_(12**0.5).to(b))
-    return out
-
-
-def tolerance(*dtypes: torch.dtype) -> float:
-    """Relative difference that rounding to one of these types can make."""
-    return max(float(torch.finfo(dtype).eps ** 0.5) for dtype in dtypes) / 4
-
-
-def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
-    """Whether two results differ by more than rounding, by default that of their type."""
-    scale = torch.maximum(a.abs().max(), b.abs().max())
-    rounding = tolerance(a.dtype) if rounding is None else rounding
-    return bool((a - b).abs().max() > rounding * scale)
 
 
 def check_deterministic(

@@ -1,11 +1,13 @@
-"""Two ways to differentiate, with one signature, and the choice between them."""
+"""Ways to differentiate, with one signature, and the choice between them."""
 
 from __future__ import annotations
 
+import builtins
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from curvop.curvature.columns import Apply, ChunkSize
@@ -18,7 +20,23 @@ Differentiable = Callable[[Sequence[Tensor]], tuple[Outputs, Aux]]
 Middle = Callable[[Outputs, Blocks], tuple[Blocks, Aux]]
 Cotangents = Callable[[Outputs], Blocks]
 Result = TypeVar("Result")
-Way = Literal["auto", "func", "backpack"]
+Way = Literal["auto", "func", "backpack", "differences"]
+WAYS: tuple[Way, ...] = ("auto", "func", "backpack", "differences")
+# What the user calls a way, by its own name, and what it does.
+CALLED: dict[str, Way] = {
+    "torch.func": "func",
+    "backpack": "backpack",
+    "differences": "differences",
+}
+DOES = {
+    "torch.func": "forward mode and vmap",
+    "backpack": "double backward",
+    "differences": "central differences of first derivatives",
+}
+
+
+class WrongDerivativeError(RuntimeError):
+    """No way to differentiate a model gives its derivatives."""
 
 
 class RiskDifferentiation(Protocol):
@@ -28,7 +46,9 @@ class RiskDifferentiation(Protocol):
     the outputs. ``aux`` is data that ``f`` computes on the way.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
 
     def hessian(
         self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
@@ -68,6 +88,9 @@ AnyWay = TypeVar("AnyWay", bound=RiskDifferentiation)
 def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:
     """What to try, in this order.
 
+    Each way with torch's own kernels first, then with those that the library composes;
+    differences last.
+
     Args:
         way: What the user wants.
         at: The parameters; a closure over them can only be differentiated in place.
@@ -75,21 +98,31 @@ def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:
     Raises:
         ValueError: If the way is unknown, or impossible for this model.
     """
+    from curvop.curvature.composed import Composed
+    from curvop.curvature.differences import Differences
     from curvop.curvature.double_backward import DoubleBackward
     from curvop.curvature.torch_func import TorchFunc
 
-    if way not in ("auto", "func", "backpack"):
+    if way not in WAYS:
         raise ValueError(
-            f"Expected differentiation 'auto', 'func' or 'backpack', got {way!r}."
+            "Expected differentiation 'auto', 'func', 'backpack' or 'differences', got "
+            f"{way!r}."
         )
     if way == "func" and not at.functional:
         raise ValueError(
             "differentiation='func' needs a module, or a dict of parameters with a "
             "callable (params, X) -> prediction; got a closure over the parameters."
         )
-    if way == "backpack" or not at.functional:
-        return (DoubleBackward(),)
-    return (TorchFunc(),) if way == "func" else (TorchFunc(), DoubleBackward())
+    func, backpack = TorchFunc(), DoubleBackward()
+    by_func = (func, Composed(func))
+    by_backpack = (backpack, Composed(backpack))
+    if way == "func":
+        return by_func
+    if way == "backpack":
+        return by_backpack
+    if way == "differences":
+        return (Differences(),)
+    return (*(by_func if at.functional else ()), *by_backpack, Differences())
 
 
 def first_that_works(
@@ -99,28 +132,63 @@ def first_that_works(
 
     Args:
         ways: What to try, in this order.
-        attempt: What to do with each; its error counts as "not supported", unless it is
-            the last way's.
+        attempt: What to do with each. Where autograd says that it cannot, the next way
+            is tried; any other error is the user's.
 
     Returns:
         The ways that remain (those before the one that worked are dropped), and what
         the attempt returned.
     """
-    first, *rest = ways
-    try:
-        return ways, attempt(first)
-    except Exception as error:
-        if not rest:
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    remaining, result = first_that_works(tuple(rest), attempt)
+    refusals: dict[str, str] = {}  # by the name of the way
+    errors: list[Exception] = []
+    for i, way in enumerate(ways):
+        try:
+            result = attempt(way)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            refusals.setdefault(way.name, _said(error))
+            errors.append(error)
+            continue
+        refusals.pop(way.name, None)  # the same way, with composed kernels
+        if refusals:
+            _warn(refusals, way)
+        return ways[i:], result
+    # what the user's model says itself comes before what the library says of it
+    first = next((e for e in errors if not isinstance(e, WrongDerivativeError)), None)
+    wrong = [e for e in errors if isinstance(e, WrongDerivativeError)]
+    raise wrong[-1] if wrong else first or errors[-1]
+
+
+def _warn(refusals: dict[str, str], way: RiskDifferentiation) -> None:
+    reasons = ", nor does ".join(f"{name} ({why})" for name, why in refusals.items())
+    reasons = reasons.replace(" (", " does not support this model (", 1)
     warnings.warn(
-        f"{first.name} does not support this model ({reason}). Using "
-        f"{remaining[0].name} (double backward) instead; pass differentiation="
-        f"{remaining[0].name!r} to choose it yourself.",
+        f"{reasons}. Using {way.name} ({DOES.get(way.name, way.name)}) instead; pass "
+        f"differentiation={CALLED.get(way.name, way.name)!r} to choose it yourself.",
         stacklevel=2,
     )
-    return remaining, result
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether autograd says that it cannot do something.
+
+    What the user's model or data raises is none of it: a file that cannot be read, say.
+    """
+    if isinstance(error, RecursionError | torch.OutOfMemoryError):
+        return False
+    package = type(error).__module__.split(".")[0]
+    if isinstance(error, RuntimeError):
+        return package in (builtins.__name__, "torch", "curvop")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return where.split(".")[0] in ("torch", "backpack")
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def gather(parts: Iterable[Blocks], K: int) -> Blocks:

@@ -11,12 +11,7 @@ from torch import Size, Tensor, nn
 
 from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import (
-    NonDeterministicError,
-    check_closure,
-    differ,
-    probe,
-)
+from curvop.curvature.determinism import NonDeterministicError, check_closure
 from curvop.curvature.differentiation import (
     Aux,
     Differentiable,
@@ -27,6 +22,7 @@ from curvop.curvature.differentiation import (
     first_that_works,
 )
 from curvop.curvature.parameters import as_parameters
+from curvop.curvature.probing import differ, probe
 from curvop.curvature.surroundings import surroundings
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator

@@ -14,10 +14,10 @@ from torch.func import jvp, vjp
 
 from curvop.curvature import nested
 from curvop.curvature.columns import leading, trailing
-from curvop.curvature.determinism import probe, tolerance
 from curvop.curvature.keeping import Effort, Piece, held, merged, noted, storages
 from curvop.curvature.kept_graph import KeptGraph
 from curvop.curvature.linearization import refuse_if_changed, versions
+from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.replay import Replay
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.tracing import record

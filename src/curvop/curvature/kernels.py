@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -19,12 +20,48 @@ def differentiable_kernels() -> Iterator[None]:
 
     The fused kernels of ``scaled_dot_product_attention`` have neither
     (pytorch#116350, #128971), nor has the inference path of ``MultiheadAttention`` and
-    ``TransformerEncoderLayer``. Both settings are restored on exit.
+    ``TransformerEncoderLayer``. Both settings are restored on exit; torch keeps them for
+    the process, so that of several threads the last one to leave restores them.
 
     >>> with differentiable_kernels():
     ...     torch.backends.mha.get_fastpath_enabled()
     False
     """
+    with _attention():
+        yield
+
+
+class _Switch:
+    """A setting of the process that several threads may need at once.
+
+    Args:
+        setting: What is set by the first to come, and restored by the last to leave.
+    """
+
+    def __init__(self, setting: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._setting = setting
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._found: AbstractContextManager[Any]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._found = self._setting()
+                self._found.__enter__()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._found.__exit__(None, None, None)
+
+
+@contextmanager
+def _composed_attention() -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -51,16 +88,25 @@ def kernels_for(modules: Sequence[nn.Module]) -> Callable[[], AbstractContextMan
 @contextmanager
 def _differentiable_recurrence() -> Iterator[None]:
     """Without cuDNN's kernels (no double backward) and oneDNN's (no forward mode)."""
+    with _recurrence(), _ConstantPadding():  # recurrent layers often follow an embedding
+        yield
+
+
+@contextmanager
+def _composed_recurrence() -> Iterator[None]:
     libraries: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
     found = [library.enabled for library in libraries]
     try:
         for library in libraries:
             library.enabled = False
-        with _ConstantPadding():  # recurrent layers often follow an embedding
-            yield
+        yield
     finally:
         for library, enabled in zip(libraries, found, strict=True):
             library.enabled = enabled
+
+
+_attention = _Switch(_composed_attention)
+_recurrence = _Switch(_composed_recurrence)
 
 
 class _ConstantPadding(TorchFunctionMode):

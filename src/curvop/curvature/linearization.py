@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature.columns import leading, sized, trailing
-from curvop.curvature.determinism import probe, tolerance
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.factored import factored
 from curvop.curvature.keeping import Effort, Kept, Piece
 from curvop.curvature.kept_graph import graphs
 from curvop.curvature.merging import Batch
+from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.recorded import recorded
 from curvop.curvature.rows import rows
 from curvop.curvature.surroundings import surroundings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from curvop.curvature.kernels import kernels_for
 from curvop.curvature.substitution import (
+    TURN,
     buffer_slots,
+    can_be_mirrored,
     copied,
+    mirrored,
     modules_in,
     parameter_slots,
     substituted,
@@ -39,7 +42,11 @@ class Parameters:
         functional: Whether ``model`` honours the parameters that it is handed. A closure
             over the parameters does not: it can only be differentiated in place.
         watched: All tensors that the model is known to compute with.
-        place: Puts parameters where the model looks for them, for the time of a context.
+        place: Puts parameters where the user's model looks for them, for the time of a
+            context; other threads wait.
+        around: What must last from the model's call until it has been differentiated.
+        doubled: The same parameters and model in double precision, where that needs no
+            copy of more than tensors.
     """
 
     tensors: tuple[Tensor, ...]
@@ -48,6 +55,8 @@ class Parameters:
     functional: bool
     watched: tuple[Tensor, ...] = ()
     place: Place = _nowhere
+    around: Place = _nowhere
+    doubled: Callable[[], Parameters] | None = None
 
     @property
     def space(self) -> Space:
@@ -75,6 +84,7 @@ class Parameters:
     def only(self, block: slice) -> Parameters:
         """Some of the parameters; the others are constants."""
         before, after = self.tensors[: block.start], self.tensors[block.stop :]
+        doubled = self.doubled
 
         def completed(p: Sequence[Tensor]) -> list[Tensor]:
             head, tail = ([constant(q) for q in qs] for qs in (before, after))
@@ -87,30 +97,53 @@ class Parameters:
             self.functional,
             self.watched,
             lambda p: self.place(completed(p)),
+            lambda p: self.around(completed(p)),
+            None if doubled is None else lambda: doubled().only(block),
         )
 
     @contextmanager
     def leaves(self) -> Iterator[tuple[Tensor, ...]]:
         """Tensors to differentiate with respect to, for the time of the context.
 
-        Fresh leaves for a functional model, in their place: activation checkpointing
-        calls modules again in the backward pass. For a closure the user's own tensors:
-        those that do not require a gradient do so until the context ends.
+        Fresh leaves for a functional model. For a closure the user's own tensors: those
+        that do not require a gradient do so until the context ends.
         """
         if self.functional:
             fresh = tuple(constant(p).requires_grad_() for p in self.tensors)
-            with self.place(fresh):
+            with self.around(fresh):
                 yield fresh
             return
-        frozen = [p for p in self.tensors if not p.requires_grad]
-        try:
-            for p in frozen:
-                p.requires_grad_(True)
-            with self.place(self.tensors):
-                yield self.tensors
-        finally:
-            for p in frozen:
-                p.requires_grad_(False)
+        with TURN:
+            frozen = [p for p in self.tensors if not p.requires_grad]
+            try:
+                for p in frozen:
+                    p.requires_grad_(True)
+                with self.around(self.tensors):
+                    yield self.tensors
+            finally:
+                for p in frozen:
+                    p.requires_grad_(False)
+
+    @contextmanager
+    def moved(self, step: Sequence[Tensor]) -> Iterator[Parameters]:
+        """The parameters ``θ + step``, for the time of the context.
+
+        For a closure the user's own tensors have these values until the context ends;
+        what they had comes back bit for bit, and unknown to autograd.
+        """
+        there = tuple(constant(p) + s for p, s in zip(self.tensors, step, strict=True))
+        if self.functional:
+            yield replace(self, tensors=there)
+            return
+        with TURN:
+            found = [p.data for p in self.tensors]
+            try:
+                for p, t in zip(self.tensors, there, strict=True):
+                    p.data = t
+                yield self
+            finally:
+                for p, data in zip(self.tensors, found, strict=True):
+                    p.data = data
 
 
 def constant(p: Tensor) -> Tensor:
@@ -146,42 +179,131 @@ def as_parameters(
     keys = list(params) if isinstance(params, Mapping) else None
     values = list(params.values()) if isinstance(params, Mapping) else list(params)
     _check(values)
-    names: list[str] | None
     if isinstance(model_func, nn.Module):
-        model_func = unwrapped(model_func)
-        names, inside = _of_module(model_func, values, keys)
-    else:
-        names, inside = keys, _nowhere
-
-    modules = modules_in(model_func)
-    buffers, kernels = buffer_slots(modules), kernels_for(modules)
-    held = [p for m in modules for p in (*m.parameters(), *m.buffers())]
-
-    @contextmanager
-    def place(p: Sequence[Tensor]) -> Iterator[None]:
-        with copied(buffers), inside(p):  # forward may write running statistics
-            yield
-
-    def model(p: Sequence[Tensor], X: Any) -> Any:
-        with place(p), kernels():
-            if keys is None or isinstance(model_func, nn.Module):
-                return model_func(X)
-            return model_func(dict(zip(keys, p, strict=True)), X)
-
-    return Parameters(
-        tuple(values),
-        None if names is None else tuple(names),
-        model,
-        functional=isinstance(model_func, nn.Module) or keys is not None,
-        watched=tuple({id(t): t for t in [*values, *held]}.values()),
-        place=place,
-    )
+        return _of_module(unwrapped(model_func), values, keys)
+    return _of_function(model_func, values, keys)
 
 
 def _of_module(
     module: nn.Module, values: list[Tensor], keys: list[str] | None
-) -> tuple[list[str], Place]:
-    """Names of some of a module's parameters, and how to replace them; others freeze."""
+) -> Parameters:
+    """Some of a module's parameters; the others are constants."""
+    names = _names_in(module, values, keys)
+    everything = dict(module.named_parameters())
+    position = {id(everything[name]): i for i, name in enumerate(names)}
+    places = parameter_slots(module)
+    slots = [slot for slot, _ in places]
+    buffers, kernels = buffer_slots([module]), kernels_for([module])
+    is_mirrored = can_be_mirrored(module)
+    index = {
+        (id(m), key): position[id(p)]
+        for m in module.modules()
+        for key, p in m._parameters.items()
+        if p is not None and id(p) in position
+    }
+
+    def made(tensors: Sequence[Tensor], cast: Callable[[Tensor], Tensor]) -> Parameters:
+        attribute = None if cast is _as_it_is else cast
+
+        def copy(b: Tensor) -> Tensor:
+            return cast(b).clone()  # forward may write running statistics
+
+        @contextmanager
+        def place(p: Sequence[Tensor]) -> Iterator[None]:
+            there = [
+                p[position[id(q)]] if id(q) in position else cast(constant(q))
+                for _, q in places
+            ]
+            with copied(buffers, copy), substituted(slots, there):
+                yield
+
+        def model(p: Sequence[Tensor], X: Any) -> Any:
+            def parameter(owner: int, key: str, q: Tensor) -> Tensor:
+                i = index.get((owner, key))
+                return cast(constant(q)) if i is None else p[i]
+
+            if is_mirrored:
+                with kernels():
+                    return mirrored(module, parameter, copy, attribute)(X)
+            with place(p), kernels():
+                return module(X)
+
+        return Parameters(
+            tuple(tensors),
+            tuple(keys or names),
+            model,
+            functional=True,
+            watched=_watched(values, [module]),
+            place=place,
+            # activation checkpointing calls modules again in the backward pass
+            around=_nowhere if is_mirrored else place,
+            doubled=lambda: made([in_double(constant(t)) for t in tensors], in_double),
+        )
+
+    return made(values, _as_it_is)
+
+
+def _of_function(
+    function: Callable[..., Any], values: list[Tensor], keys: list[str] | None
+) -> Parameters:
+    """The parameters of a closure over them, or of a function that is handed them."""
+    modules = modules_in(function)
+    buffers, kernels = buffer_slots(modules), kernels_for(modules)
+    constants = [slot for module in modules for slot, _ in parameter_slots(module)]
+
+    def made(tensors: Sequence[Tensor], cast: Callable[[Tensor], Tensor]) -> Parameters:
+        @contextmanager
+        def place(_: Sequence[Tensor]) -> Iterator[None]:
+            with copied(buffers, lambda b: cast(b).clone()):
+                if cast is _as_it_is:
+                    yield
+                else:
+                    with copied(constants, lambda q: cast(constant(q))):
+                        yield
+
+        def model(p: Sequence[Tensor], X: Any) -> Any:
+            with place(p), kernels():
+                if keys is None:
+                    return function(X)
+                return function(dict(zip(keys, p, strict=True)), X)
+
+        return Parameters(
+            tuple(tensors),
+            None if keys is None else tuple(keys),
+            model,
+            functional=keys is not None,
+            watched=_watched(values, modules),
+            place=place,
+            around=place,
+            doubled=None
+            if keys is None
+            else lambda: made([in_double(constant(t)) for t in tensors], in_double),
+        )
+
+    return made(values, _as_it_is)
+
+
+def in_double(t: Tensor) -> Tensor:
+    """In double precision, if it is a number at all."""
+    return t.double() if t.is_floating_point() else t
+
+
+def _as_it_is(t: Tensor) -> Tensor:
+    return t
+
+
+def _watched(values: list[Tensor], modules: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """All tensors that the model is known to compute with."""
+    held = [p for m in modules for p in (*m.parameters(), *m.buffers())]
+    return tuple({id(t): t for t in [*values, *held]}.values())
+
+
+def _names_in(module: nn.Module, values: list[Tensor], keys: list[str] | None) -> list[str]:
+    """The names of some of a module's parameters.
+
+    Raises:
+        ValueError: If one does not belong to it.
+    """
     everything = dict(module.named_parameters())  # a tied parameter comes once
     name_of = {id(p): name for name, p in everything.items()}
     names = []
@@ -196,18 +318,7 @@ def _of_module(
                 "parameters, for instance list(model.parameters()), not copies."
             )
         names.append(name)
-
-    position = {id(everything[name]): i for i, name in enumerate(names)}
-    places = parameter_slots(module)
-    slots = [slot for slot, _ in places]
-
-    def inside(p: Sequence[Tensor]) -> AbstractContextManager[None]:
-        tensors = [
-            p[position[id(q)]] if id(q) in position else constant(q) for _, q in places
-        ]
-        return substituted(slots, tensors)
-
-    return keys or names, inside
+    return names
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

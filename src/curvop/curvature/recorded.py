@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from curvop.curvature import nested
-from curvop.curvature.determinism import probe
 from curvop.curvature.keeping import Effort, Kept, Piece, held, merged, storages
 from curvop.curvature.merging import Batch
+from curvop.curvature.probing import probe
 from curvop.curvature.replay import Replay
 from curvop.curvature.tracing import Recordable, bind, record
 from curvop.operators.layout import Blocks

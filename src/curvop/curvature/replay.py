@@ -14,8 +14,8 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvop.curvature.columns import at
-from curvop.curvature.determinism import differ
 from curvop.curvature.differentiation import apply_each, gather
+from curvop.curvature.probing import differ
 from curvop.curvature.rewriting import fuse
 from curvop.curvature.tracing import Call, Recording, simplify
 from curvop.operators.layout import Blocks

@@ -1,17 +1,109 @@
-"""A module with other tensors in the place of its own, for the time of a call."""
+"""A module with other tensors in the place of its own.
+
+A *mirror* is a copy of the module tree made for one call: the user's module is not touched,
+so that other threads may use it meanwhile. Where a copy would not do, because something
+refers to a module by another way than its parent, tensors are put into the user's own
+module for the time of the call, and threads take turns.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 Slot = tuple[dict[str, Any], str]  # where a module keeps a tensor: its table and the key
+
+# Held while the user's own objects are not as they were.
+TURN = threading.RLock()
+_TABLES = ("_parameters", "_buffers", "_modules")
+_REMADE = ("_flat_weights", "_flat_weight_refs")  # by recurrent layers, at each call
+
+
+def mirrored(
+    module: nn.Module,
+    parameter: Callable[[int, str, Tensor], Tensor],
+    other: Callable[[Tensor], Tensor],
+    attribute: Callable[[Tensor], Tensor] | None = None,
+) -> nn.Module:
+    """A copy of the module tree with other tensors; everything else is shared.
+
+    Does what ``torch.func.functional_call`` does, but not to the user's module. Takes a
+    microsecond a module.
+
+    Args:
+        module: The root.
+        parameter: ``(id of the module, key, parameter) ->`` what takes its place.
+        other: What takes the place of a buffer.
+        attribute: What takes the place of a tensor that is a plain attribute.
+    """
+    copies: dict[int, nn.Module] = {}
+
+    def copy_of(m: nn.Module) -> nn.Module:
+        if id(m) in copies:
+            return copies[id(m)]
+        new = copies[id(m)] = object.__new__(type(m))
+        state = dict(m.__dict__)
+        state["_parameters"] = {
+            key: None if p is None else parameter(id(m), key, p)
+            for key, p in m._parameters.items()
+        }
+        state["_buffers"] = {
+            key: None if b is None else other(b) for key, b in m._buffers.items()
+        }
+        state["_modules"] = {
+            key: None if c is None else copy_of(c) for key, c in m._modules.items()
+        }
+        if attribute is not None:
+            for key, t in m.__dict__.items():
+                if isinstance(t, Tensor):
+                    state[key] = attribute(t)
+        new.__dict__.update(state)
+        return new
+
+    return copy_of(module)
+
+
+def can_be_mirrored(module: nn.Module) -> bool:
+    """Whether nothing in the tree refers to a part of it but the parent of that part.
+
+    A method of one module kept by another, a list of layers, or a hook that closes over a
+    layer would lead from the copy to the original.
+    """
+    inside: set[int] = set()
+    for m in module.modules():
+        if type(m).__new__ is not object.__new__ or hasattr(m, "_c"):
+            return False  # a scripted module is not what its attributes say
+        tensors = (*m._parameters.values(), *m._buffers.values())
+        inside |= {id(m), *(id(t) for t in tensors if t is not None)}
+    for m in module.modules():
+        held = (v for key, v in m.__dict__.items() if key not in (*_TABLES, *_REMADE))
+        if any(id(x) in inside for x in _reached(v for v in held if _may_refer(v))):
+            return False
+    return True
+
+
+def _may_refer(value: Any) -> bool:
+    if isinstance(value, bool | int | float | str | bytes | type | None):
+        return False
+    return not (isinstance(value, list | tuple | Mapping) and not value)
+
+
+def _reached(starts: Iterable[Any]) -> Iterator[Any]:
+    """What can be reached from some objects in a few steps, themselves included."""
+    seen: dict[int, Any] = {}  # holds what it names: an id is only good for a lifetime
+    reached = list(starts)
+    for _ in range(5):
+        reached = [x for x in reached if id(x) not in seen]
+        seen.update((id(x), x) for x in reached)
+        yield from reached
+        reached = [y for x in reached for y in _references(x)]
 
 
 def parameter_slots(module: nn.Module) -> list[tuple[Slot, Tensor]]:
@@ -37,25 +129,27 @@ def buffer_slots(modules: Sequence[nn.Module]) -> list[Slot]:
 
 @contextmanager
 def substituted(slots: Sequence[Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put tensors into slots; what was there comes back, also after an exception.
-
-    Does what ``torch.func.functional_call`` does, without its search by name at each
-    call, which costs as much as the forward pass of a small network.
-    """
-    originals = [table[key] for table, key in slots]
-    try:
-        for (table, key), t in zip(slots, tensors, strict=True):
-            table[key] = t
-        yield
-    finally:
-        for (table, key), t in zip(slots, originals, strict=True):
-            table[key] = t
+    """Put tensors into slots; what was there comes back, also after an exception."""
+    with TURN if slots else nullcontext():
+        originals = [table[key] for table, key in slots]
+        try:
+            for (table, key), t in zip(slots, tensors, strict=True):
+                table[key] = t
+            yield
+        finally:
+            for (table, key), t in zip(slots, originals, strict=True):
+                table[key] = t
 
 
 @contextmanager
-def copied(slots: Sequence[Slot]) -> Iterator[None]:
+def copied(
+    slots: Sequence[Slot], copy: Callable[[Tensor], Tensor] = Tensor.clone
+) -> Iterator[None]:
     """Put copies into slots, so that what a forward pass writes does not stay."""
-    with substituted(slots, [table[key].clone() for table, key in slots]):
+    with (
+        TURN if slots else nullcontext(),
+        substituted(slots, [copy(table[key]) for table, key in slots]),
+    ):
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvop.curvature.determinism import tolerance
+from curvop.curvature.probing import tolerance
 from curvop.operators.layout import Blocks
 
 
@@ -28,4 +28,4 @@ def check_symmetric(V: Blocks, AV: Blocks) -> None:
 
 
 def _columns(V: Blocks) -> Tensor:
-    return torch.cat([b.flatten(1).double() for b in V], 1)
+    return torch.cat([b.reshape(len(b), -1).double() for b in V], 1)

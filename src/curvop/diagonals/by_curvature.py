@@ -16,9 +16,9 @@ from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator, nested
 from curvop.curvature.calls import Call
-from curvop.curvature.determinism import probe
 from curvop.curvature.differentiation import Aux
 from curvop.curvature.graph import gradient, pullback
+from curvop.curvature.probing import probe
 from curvop.diagonals.by_gradients import ByGradients
 from curvop.diagonals.computation import Way
 from curvop.diagonals.layer_sums import (

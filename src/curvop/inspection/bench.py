@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.determinism import probe
 from curvop.curvature.differentiation import Way as AsWay
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.probing import probe
+from curvop.curvature.replica import Replica, replica
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
 from curvop.inspection.observation import Observation, take_gradient
 from curvop.inspection.problem import Problem
 from curvop.inspection.reference import Truth
-from curvop.inspection.replica import Replica, replica
 from curvop.inspection.results import MATRICES, Matrix, Reference, first_line
 from curvop.inspection.sample import Sample
 

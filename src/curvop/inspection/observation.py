@@ -13,10 +13,10 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from curvop.curvature import nested
-from curvop.curvature.determinism import differ, tolerance
 from curvop.curvature.graph import gradient
 from curvop.curvature.losses import Loss
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.probing import differ, tolerance
 from curvop.curvature.substitution import modules_in
 from curvop.inspection.results import first_line
 

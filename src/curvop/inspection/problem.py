@@ -17,7 +17,7 @@ from curvop.curvature.hessian import HessianLinearOperator
 from curvop.curvature.losses import Loss, _told_reduction, as_loss
 from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters, unwrapped
-from curvop.inspection.replica import Replica
+from curvop.curvature.replica import Replica
 from curvop.inspection.results import Matrix, first_line
 
 CLASSES: dict[Matrix, type[CurvatureLinearOperator]] = {

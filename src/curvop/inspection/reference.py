@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature import nested
-from curvop.curvature.determinism import probe, tolerance
 from curvop.curvature.kernels import differentiable_kernels
+from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.randomness import preserved
+from curvop.curvature.replica import Replica
 from curvop.inspection.differences import Evaluate, converged, flat
-from curvop.inspection.replica import Replica
 from curvop.inspection.results import Matrix, Method, Reference, first_line
 
 AGREE = 1e-4  # relative difference of autograd and finite differences that is rounding

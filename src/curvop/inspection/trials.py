@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.determinism import tolerance
 from curvop.curvature.differentiation import Way as AsWay
 from curvop.curvature.factored import NotFactorableError, factored
 from curvop.curvature.hessian import HessianLinearOperator
 from curvop.curvature.keeping import Effort
 from curvop.curvature.kept_graph import graphs
 from curvop.curvature.linearization import Derivation, LinearizedLinearOperator
+from curvop.curvature.probing import tolerance
 from curvop.curvature.recorded import recorded
 from curvop.curvature.rows import rows
 from curvop.curvature.surroundings import surroundings

@@ -7,8 +7,8 @@ from curvop.curvature.determinism import (
     check_deterministic,
     differences,
     gradient_over_data,
-    tolerance,
 )
+from curvop.curvature.probing import tolerance
 from curvop.curvature.surroundings import surroundings
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from curvop.curvature import nested
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import probe
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.groups import Per
 from curvop.curvature.losses import Loss
 from curvop.curvature.output_factor import OutputFactor, output_factor
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.probing import probe
 from curvop.curvature.randomness import preserved
 from curvop.curvature.reduction import total_divisor
 from curvop.kronecker.calls import LayerCall

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from curvop.curvature import nested
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import differ
 from curvop.curvature.merging import Batch, merge
 from curvop.curvature.parameters import Model, constant
+from curvop.curvature.probing import differ
 
 # What goes into the layers may be so many numbers for data that are put together.
 NUMBERS = 2**20

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from curvop.curvature.determinism import probe, tolerance
 from curvop.curvature.linearization import refuse_if_changed, versions
 from curvop.curvature.parameters import constant
+from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.surroundings import surroundings
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.derivation import Batch, Way, ways

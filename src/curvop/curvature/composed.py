@@ -1,0 +1,74 @@
+"""A way to differentiate with kernels that the library composes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from curvop.curvature.columns import ChunkSize
+from curvop.curvature.composed_kernels import ComposedKernels
+from curvop.curvature.differentiation import (
+    Aux,
+    Cotangents,
+    Differentiable,
+    Differentiation,
+    Middle,
+    Outputs,
+)
+from curvop.curvature.parameters import Parameters
+from curvop.operators.layout import Blocks
+
+
+@final
+@dataclass(frozen=True)
+class Composed:
+    """The same derivatives, of functions whose torch kernels have wrong ones or none.
+
+    Attributes:
+        way: How to differentiate.
+    """
+
+    way: Differentiation
+
+    @property
+    def name(self) -> str:
+        """That of the way."""
+        return self.way.name
+
+    def hessian(
+        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
+    ) -> tuple[Blocks, Aux]:
+        """``∇²f V``."""
+        return self.way.hessian(_composed(f), at, V, chunk)
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """``Jᵀ B J V``."""
+        return self.way.sandwich(_composed(f), at, V, middle, chunk)
+
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
+        """``J V``."""
+        return self.way.jvp(_composed(f), at, V, chunk)
+
+    def vjp(
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """``Jᵀ U``."""
+        return self.way.vjp(_composed(f), at, U, chunk)
+
+
+def _composed(f: Differentiable) -> Differentiable:
+    def g(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+        with ComposedKernels():
+            return f(params)
+
+    return g

@@ -1,0 +1,188 @@
+"""Differences of first derivatives: the way that trusts no second derivative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from curvop.curvature.columns import ChunkSize
+from curvop.curvature.differentiation import (
+    Aux,
+    Cotangents,
+    Differentiable,
+    Middle,
+    apply_each,
+    only_tensor,
+)
+from curvop.curvature.graph import gradient, in_graph, pull
+from curvop.curvature.parameters import Parameters, constant
+from curvop.curvature.randomness import preserved
+from curvop.operators.layout import Blocks
+
+# Lengths of a step relative to 1 + ‖θ‖. The longest is within rounding of the smooth
+# function; shorter ones pass kinks that it crosses.
+STEPS = {
+    torch.float64: (1e-5, 1e-6, 1e-7, 1e-8),
+    torch.float32: (1e-2, 3e-3, 1e-3),
+}
+ENOUGH = {torch.float64: 3e-9, torch.float32: 1e-4}  # relative error to stop at
+LIMIT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative error to refuse from
+SMALL = 1e-3  # times what a derivative is of the order of: below, rounding shows
+
+At = Callable[[Parameters], Blocks]  # a function of the parameters
+
+
+class InaccurateError(RuntimeError):
+    """Differences do not tell a derivative."""
+
+
+class Differences:
+    r"""Products by central differences of first derivatives.
+
+    .. math:: H v ≈ \frac{g(θ + h v) - g(θ - h v)}{2 h}, \qquad
+        J v ≈ \frac{f(θ + h v) - f(θ - h v)}{2 h}
+
+    For whatever can be trained. Two steps make a value without the error of order ``h²``
+    (Richardson), and their difference tells its error; where a kink lies between, shorter
+    ones are taken.
+
+    Attributes:
+        error: Largest relative error of its products so far, as estimated by themselves.
+    """
+
+    name = "differences"
+
+    def __init__(self) -> None:
+        self.error = 0.0
+
+    def hessian(
+        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
+    ) -> tuple[Blocks, Aux]:
+        """Differences of the gradient."""
+
+        def slope(there: Parameters) -> Blocks:
+            with torch.enable_grad(), there.leaves() as params:
+                loss = only_tensor(in_graph(f(params)[0], at))
+                return gradient(loss, params, create_graph=False)
+
+        product = apply_each(lambda v: self.derivative(slope, at, v), V)
+        return product, _values(f, at)[1]
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """``J`` by differences of the outputs, ``Jᵀ`` by reverse mode."""
+        U = self.jvp(f, at, V, chunk)
+        with torch.enable_grad(), at.leaves() as params:
+            outputs, on_the_way = f(params)
+            outputs = in_graph(outputs, at)
+            W, aux = middle(tuple(o.detach() for o in outputs), U)
+            product = apply_each(lambda w: pull(outputs, params, w), W)
+            return product, (*on_the_way, *aux)
+
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
+        """Differences of the outputs."""
+        return apply_each(
+            lambda v: self.derivative(lambda there: list(_values(f, there)[0]), at, v), V
+        )
+
+    def vjp(
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """``Jᵀ`` by reverse mode: a first derivative."""
+        with torch.enable_grad(), at.leaves() as params:
+            outputs = in_graph(f(params)[0], at)
+            return apply_each(lambda u: pull(outputs, params, u), U(outputs))
+
+    def derivative(self, f: At, at: Parameters, v: Blocks) -> Blocks:
+        """``df(θ + t v)/dt`` at ``t = 0`` for one column ``[1, *n_i]``.
+
+        Raises:
+            InaccurateError: If no two steps agree.
+        """
+        length = float(_norm(v))
+        if length == 0 or not math.isfinite(length):
+            return [(0 * length) * b[None] for b in self._at(f, at)]
+        dtype = at.tensors[0].dtype
+        dtype = dtype if dtype in STEPS else torch.float32
+        size = 1 + float(_norm(at.tensors))
+        best: Blocks = []
+        error, before, ratio = math.inf, best, 0.0
+        for e in STEPS[dtype]:
+            h = e * size / length
+            plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
+            order = float(_norm(plus)) * length / size  # of the derivative
+            now = [p.sub_(m).div_(2 * h) for p, m in zip(plus, minus, strict=True)]
+            if before:
+                change = [a - b for a, b in zip(now, before, strict=True)]
+                scale = max(float(_norm(now)), SMALL * order)
+                off = float(_norm(change)) / scale if scale else 0.0
+                if not best or off < error:
+                    c = 1 / ((ratio / e) ** 2 - 1)  # of the error of order h²
+                    best = [b + c * d for b, d in zip(now, change, strict=True)]
+                    error = off
+                if error <= ENOUGH[dtype]:
+                    break
+            before, ratio = now, e
+        if not error <= LIMIT[dtype]:
+            advice = "" if dtype is torch.float64 else "; convert to float64"
+            raise InaccurateError(
+                f"differences of first derivatives do not converge in {str(dtype)[6:]} "
+                f"(two steps differ by {error:.0e} relative: a kink or jump nearby?){advice}"
+            )
+        self.error = max(self.error, error)
+        return [b[None] for b in best]
+
+    def _at(self, f: At, at: Parameters, step: Blocks | None = None) -> Blocks:
+        """``f(θ + step)``, all with the same dropout."""
+        start = [constant(p) for p in at.tensors]
+        step = [torch.zeros_like(p) for p in start] if step is None else step
+        with preserved(at.device), at.moved(step) as there:
+            pairs = zip(there.tensors, start, strict=True)
+            with _HeldPadding({t.data_ptr(): p for t, p in pairs}):
+                return [b.detach() for b in f(there)]
+
+
+def _values(f: Differentiable, at: Parameters) -> tuple[tuple[Tensor, ...], Aux]:
+    with torch.no_grad():
+        return f([constant(p) for p in at.tensors])
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    lengths = torch.stack([torch.linalg.vector_norm(t.detach().double()) for t in tensors])
+    return torch.linalg.vector_norm(lengths)
+
+
+class _HeldPadding(TorchFunctionMode):
+    """The padding row of an embedding does not move: it is a constant to autograd.
+
+    Args:
+        held: Values that do not move, by the address of those that do.
+    """
+
+    def __init__(self, held: dict[int, Tensor]) -> None:
+        super().__init__()
+        self._held = held
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func is not F.embedding or kwargs.get("padding_idx") is None:
+            return out
+        tokens, weight = args
+        row = kwargs["padding_idx"] % len(weight)
+        held = self._held.get(weight.data_ptr(), weight)[row]
+        return torch.where((tokens == row)[..., None], held, out)
