@@ -13,6 +13,7 @@ from torch import Tensor
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator
 from curvop.operators.layout import Vector
+from curvop.scaling import unit
 from curvop.solvers.iteration import Memory, Run, iterate, solution
 from curvop.solvers.solution import Solution
 from curvop.solvers.system import (
@@ -160,13 +161,14 @@ class ConjugateGradients:
         """Minimise along ``P``; make the next one conjugate to it."""
         R, P, rho, shift = m["R"], m["P"], m["rho"], m["shift"]
         AP = times(self.A, P) + shift[:, None] * P
-        curvature = dots(P, AP)
-        alpha = (rho / curvature)[:, None]
+        size = unit(P, 1)[:, 0]  # pᵀ A p is a square in M
+        curvature = dots(P / size[:, None], AP)
+        alpha = (rho / size / curvature).to(X.dtype)[:, None]
         X = X + alpha * P
         new_R = R - alpha * AP
         Z = self._precondition(new_R)
         new_rho = dots(new_R, Z)
-        beta = (new_rho / rho)[:, None]
+        beta = (new_rho / rho).to(X.dtype)[:, None]
 
         size_P, size_AP, norm = norms(P), norms(AP), norms(new_R)
         norm_A = torch.maximum(m["norm_A"], size_AP / size_P)  # of A, from below
@@ -175,7 +177,7 @@ class ConjugateGradients:
         # rounding has spoilt what lies further back
         most = eps**0.5 * size_P * (norms(R) + alpha[:, 0].abs() * norm_A * size_P)
         asymmetric = (m["steps"] == 1) & (dots(Z, R).abs() > most)
-        noise = 10 * eps * norm_A * size_P**2
+        noise = 10 * eps * norm_A * size_P * (size_P / size)
         words = _words(rho, asymmetric, curvature, noise)
         return (
             X,
