@@ -12,24 +12,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# The bits of a number that are its exponent, and the integers to see them in.
+EXPONENTS = {
+    torch.float64: (torch.int64, 0x7FF << 52),
+    torch.float32: (torch.int32, 0xFF << 23),
+    torch.bfloat16: (torch.int16, 0xFF << 7),
+    torch.float16: (torch.int16, 0x1F << 10),
+}
+
 
 def unit(V: Tensor, dim: int | None = None) -> Tensor:
-    """The power of two next below the largest magnitude along ``dim``; 1 where all are zero.
+    """The power of two next below the largest magnitude along ``dim``, which stays.
+
+    Of zeros it is the least normal number, which they may be divided by. Other than
+    :func:`torch.ldexp`, this is exact.
 
     Args:
-        V: Numbers, in single or double precision.
-        dim: Along which to look; ``None`` for all. It stays, with one entry.
+        V: Numbers.
+        dim: Along which to look; ``None`` for all.
 
     >>> unit(torch.tensor([[3.0, -5.0], [1e-30, 0.0]]), dim=1).log2()
     tensor([[   2.],
             [-100.]])
     """
+    tiny = torch.finfo(V.dtype).tiny
     if not V.numel():
-        one = V.new_ones(())
-        return one if dim is None else one.expand([*V.sum(dim, keepdim=True).shape])
-    peak = V.abs().amax() if dim is None else V.abs().amax(dim, keepdim=True)
-    power = peak / (2 * torch.frexp(peak).mantissa)  # exact, other than by torch.ldexp
-    return torch.where(peak > 0, power, 1.0)
+        return torch.full_like(V.sum(dim, keepdim=dim is not None), tiny)
+    peak = V.abs().amax(dim, keepdim=True) if dim is not None else V.abs().amax()
+    integer, exponent = EXPONENTS[V.dtype]
+    return peak.clamp(min=tiny).view(integer).bitwise_and(exponent).view(V.dtype)
 
 
 def norms(V: Tensor, dim: int) -> Tensor:

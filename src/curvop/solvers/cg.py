@@ -161,8 +161,9 @@ class ConjugateGradients:
         """Minimise along ``P``; make the next one conjugate to it."""
         R, P, rho, shift = m["R"], m["P"], m["rho"], m["shift"]
         AP = times(self.A, P) + shift[:, None] * P
-        size = unit(P, 1)[:, 0]  # pᵀ A p is a square in M
-        curvature = dots(P / size[:, None], AP)
+        size = unit(P, 1)  # pᵀ A p is a square in M
+        curvature = (P / size * AP).sum(1).double()
+        size = size[:, 0]
         alpha = (rho / size / curvature).to(X.dtype)[:, None]
         X = X + alpha * P
         new_R = R - alpha * AP
@@ -175,7 +176,7 @@ class ConjugateGradients:
         eps = torch.finfo(self.A.dtype).eps
         # consecutive residuals are orthogonal if A and M are symmetric, however much
         # rounding has spoilt what lies further back
-        most = eps**0.5 * size_P * (norms(R) + alpha[:, 0].abs() * norm_A * size_P)
+        most = eps**0.5 * size_P * (m["norm"] + alpha[:, 0].abs() * norm_A * size_P)
         asymmetric = (m["steps"] == 1) & (dots(Z, R).abs() > most)
         noise = 10 * eps * norm_A * size_P * (size_P / size)
         words = _words(rho, asymmetric, curvature, noise)

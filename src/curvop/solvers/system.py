@@ -70,7 +70,7 @@ def read_system(A: LinearOperator, b: Vector, x0: Vector | None = None) -> Syste
             )
             raise ValueError(f"Expected x0 as {want}, as b is, got {got}.")
     peak = B.abs().amax(1) if B.shape[1] else B.new_zeros(len(B))
-    scale = unit(B, 1)[:, 0]
+    scale = torch.where(peak == 0, 1.0, unit(B, 1)[:, 0])
     # whatever the guess, the solution for zero is zero
     X = torch.where(peak[:, None] == 0, 0.0, X / scale[:, None])
     return System(B / scale[:, None], X, scale, form, A._domain, A.dtype)
