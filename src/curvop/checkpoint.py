@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.operators import LinearOperator, as_operator
+from curvop.scaling import norm
 
 State = dict[str, Any]
 """Tensors, numbers, strings, booleans, ``None``, and lists, tuples and dicts of them."""
@@ -138,4 +139,5 @@ def _same(a: Tensor, b: Tensor) -> bool:
         return False
     tolerance: float = torch.finfo(a.dtype).eps ** 0.75  # far above rounding
     a, b = a.double(), b.double()
-    return float((a - b).norm()) <= tolerance * max(float(a.norm()), float(b.norm()))
+    size = max(float(norm(a)), float(norm(b)))
+    return float(norm(a - b)) <= tolerance * size

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvop import scaling
+
 PART = 2**12
 
 
@@ -28,9 +30,10 @@ def dot(v: Tensor, w: Tensor) -> float:
 def norm(w: Tensor) -> float:
     """``‖w‖``."""
     if _is_exact(w):
-        return float(torch.linalg.vector_norm(w))
-    parts = torch.stack([torch.linalg.vector_norm(part) for part in w.split(PART)])
-    return float(torch.linalg.vector_norm(parts.double()))
+        return float(scaling.norm(w))
+    size = scaling.unit(w)
+    parts = torch.stack([torch.linalg.vector_norm(p) for p in (w / size).split(PART)])
+    return float(torch.linalg.vector_norm(parts.double()) * size)
 
 
 def _is_exact(w: Tensor) -> bool:
