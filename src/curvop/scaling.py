@@ -21,7 +21,7 @@ EXPONENTS = {
 }
 
 
-def unit(V: Tensor, dim: int | None = None) -> Tensor:
+def unit(V: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """The power of two next below the largest magnitude along ``dim``, which stays.
 
     Of zeros it is the least normal number, which they may be divided by. Other than
