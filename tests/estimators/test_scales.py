@@ -107,9 +107,7 @@ CONSTANT: dict[str, Callable[[Any, float], Numbers]] = {
     "logdet": lambda A, c: number(
         logdet(A, damping=0.5 * c, num_matvecs=100, generator=seeded())
     ),
-    "logdet, undamped": lambda A, c: number(
-        logdet(A, num_matvecs=100, generator=seeded())
-    ),
+    "logdet, undamped": lambda A, c: number(logdet(A, num_matvecs=100, generator=seeded())),
 }
 
 

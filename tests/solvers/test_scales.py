@@ -158,9 +158,7 @@ def test_solutions_do_not_depend_on_the_scale_of_the_preconditioner(
 
 @pytest.mark.parametrize(("dtype", "e"), SCALES)
 @pytest.mark.parametrize("name", ["cg", "minres", "minres, shifted", "lsmr"])
-def test_solutions_are_right_at_every_scale(
-    name: str, dtype: torch.dtype, e: int
-) -> None:
+def test_solutions_are_right_at_every_scale(name: str, dtype: torch.dtype, e: int) -> None:
     """Against a dense solution in double precision."""
     A, solve = SOLVERS[name]
     c = math.ldexp(1.0, e)
@@ -177,9 +175,7 @@ def test_solutions_are_right_at_every_scale(
 def test_minres_does_not_take_small_matrices_for_singular_ones(scale: float) -> None:
     """A damping of a tenth of the least eigenvalue, in single precision."""
     H, b = well(), random(N, seed=7)
-    found = minres(
-        assume_symmetric((scale * H).float()), b.float(), shift=-0.1 * scale
-    )
+    found = minres(assume_symmetric((scale * H).float()), b.float(), shift=-0.1 * scale)
     truth = torch.linalg.solve(scale * (H + 0.1 * torch.eye(N, dtype=torch.float64)), b)
     assert found.status == "converged"
     assert float((found.x.double() - truth).norm() / truth.norm()) < 1e-5
@@ -220,7 +216,10 @@ def test_preconditioners_commute_with_scales(dtype: torch.dtype, e: int) -> None
     def both(c: float) -> tuple[Tensor, Tensor]:
         scaled = assume_psd(A * c)
         jacobi = jacobi_preconditioner(
-            scaled, num_probes=8, damping=0.01 * c, generator=torch.Generator().manual_seed(0)
+            scaled,
+            num_probes=8,
+            damping=0.01 * c,
+            generator=torch.Generator().manual_seed(0),
         )
         nystrom = nystrom_preconditioner(
             scaled, 5, damping=0.25 * c, generator=torch.Generator().manual_seed(0)
@@ -231,17 +230,6 @@ def test_preconditioners_commute_with_scales(dtype: torch.dtype, e: int) -> None
     (jacobi, nystrom), (jacobi_c, nystrom_c) = both(1.0), both(c)
     same(jacobi_c * c, jacobi)
     torch.testing.assert_close(nystrom_c, nystrom)  # the root of c is no power of two
-
-
-@pytest.mark.parametrize("e", SINGLE)
-def test_the_standard_error_of_a_diagonal_is_a_floor_at_every_scale(e: int) -> None:
-    """An estimate below its standard error is raised to it, however small both are."""
-    A, c = with_spectrum(torch.cat([torch.ones(1), 1e-3 * torch.ones(N - 1)]).double()), 2.0**e
-    M = jacobi_preconditioner(
-        (A * c).float(), num_probes=2, generator=torch.Generator().manual_seed(0)
-    )
-    d = 1 / (M @ torch.ones(N)) / c
-    assert float(d.min()) > 1e-4
 
 
 def test_a_solution_that_overflows_is_refused() -> None:

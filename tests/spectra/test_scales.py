@@ -140,6 +140,16 @@ def test_preconditioned_lobpcg_scales(side: str, dtype: torch.dtype, e: int) -> 
     )
 
 
+@pytest.mark.parametrize("e", SINGLE)
+def test_eigenvalues_of_large_matrices_scale(e: int) -> None:
+    """Norms of long vectors in single precision are summed in parts."""
+    d, c = torch.linspace(1, 3, 5000), math.ldexp(1.0, e)
+    d[-3:] = torch.tensor([7.0, 8.0, 9.0])
+    found = eigsh(DiagonalLinearOperator([d * c]), 3, which="LA")
+    assert found.status == "converged"
+    torch.testing.assert_close(found.values / c, d[-3:], rtol=1e-5, atol=0)
+
+
 @scales
 def test_start_vectors_of_any_size(dtype: torch.dtype, e: int) -> None:
     """Only their direction counts."""
@@ -152,9 +162,7 @@ def test_start_vectors_of_any_size(dtype: torch.dtype, e: int) -> None:
 
 @pytest.mark.parametrize("shape", [(N, N), (60, 20), (20, 60)])
 @scales
-def test_singular_values_scale(
-    shape: tuple[int, int], dtype: torch.dtype, e: int
-) -> None:
+def test_singular_values_scale(shape: tuple[int, int], dtype: torch.dtype, e: int) -> None:
     """Though eigenvalues of ``AᵀA`` are squares."""
     U, _, Vh = torch.linalg.svd(random(*shape, seed=4), full_matrices=False)
     values = torch.linspace(3, 1, min(shape), dtype=torch.float64)

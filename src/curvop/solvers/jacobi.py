@@ -92,7 +92,9 @@ def _estimated(
         k = min(CHUNK, m - i)
         Z = signs(k, A, generator)
         samples = Z * times(A, Z)
-        shift = samples.mean(0) - mean
-        own = torch.hypot(norms(samples - samples.mean(0), 0), shift * (i * k / (i + k)) ** 0.5)
-        mean, spread = mean + shift * (k / (i + k)), torch.hypot(spread, own)
+        own = samples.mean(0)
+        shift = own - mean
+        moved = shift * (i * k / (i + k)) ** 0.5
+        mean = mean + shift * (k / (i + k))
+        spread = torch.hypot(torch.hypot(spread, moved), norms(samples - own, 0))
     return mean, spread / (m * (m - 1)) ** 0.5
