@@ -19,9 +19,9 @@ def test_the_unit_is_the_power_of_two_below_the_largest(dtype: torch.dtype) -> N
     least, most = math.frexp(limits.tiny)[1] - 1, math.frexp(limits.max)[1] - 1
     for e in range(least, most + 1):
         for factor in (1.0, 1.25, 1.9375):
-            V = torch.tensor([[math.ldexp(factor, e), 0.0, -limits.tiny]]).double()
-            assert unit(V.to(dtype), 1).item() == math.ldexp(1.0, e)
-            assert unit(-V.to(dtype)).item() == math.ldexp(1.0, e)
+            V = torch.tensor([[math.ldexp(factor, e), 0.0, -limits.tiny]], dtype=dtype)
+            assert unit(V, 1).item() == math.ldexp(1.0, e)
+            assert unit(-V).item() == math.ldexp(1.0, e)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

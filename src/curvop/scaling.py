@@ -49,6 +49,9 @@ def norms(V: Tensor, dim: int) -> Tensor:
     >>> norms(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]), dim=1)
     tensor([5.0000e-30, 0.0000e+00])
     """
+    if V.dtype != torch.float64:  # which has room for squares of the others
+        wide: Tensor = torch.linalg.vector_norm(V.double(), dim=dim)
+        return wide.to(V.dtype)
     size = unit(V, dim)
     scaled: Tensor = torch.linalg.vector_norm(V / size, dim=dim)
     return scaled * size.squeeze(dim)
@@ -60,6 +63,4 @@ def norm(V: Tensor) -> Tensor:
     >>> norm(torch.tensor([3e30, 4e30]))
     tensor(5.0000e+30)
     """
-    size = unit(V)
-    scaled: Tensor = torch.linalg.vector_norm(V / size)
-    return scaled * size
+    return norms(V.reshape(1, -1), 1)[0]
