@@ -32,7 +32,7 @@ class Checkpoint:
     matrix is known by one product with a fixed vector, equal to rounding.
 
     The file has a checksum of all that it holds: no run goes on from a damaged one. One
-    without, written by a version that had none, is read, but not with NaN in it.
+    without, written by a version that had none, is read.
 
     Args:
         path: The file, or ``None``.
@@ -74,8 +74,12 @@ class Checkpoint:
         """Products that it took to know the matrix."""
         return 0 if self._path is None else 1
 
-    def load(self) -> State | None:
+    def load(self, *, finite: bool = False) -> State | None:
         """The state that was written last, or ``None`` if there is none.
+
+        Args:
+            finite: Whether to refuse a state with infinity or NaN, from which an iteration
+                cannot go on. Where results are kept they may say what is not known.
 
         Raises:
             ValueError: If the file belongs to another problem, is damaged, holds what is
@@ -112,7 +116,7 @@ class Checkpoint:
                 "Expected a checkpoint of this problem, got one that differs in "
                 f"{', '.join(differing)}. {mend}"
             )
-        if names := ", ".join(not_finite(state)):
+        if finite and (names := ", ".join(not_finite(state))):
             raise ValueError(
                 f"Expected a finite state in {self._path}, got inf or nan in {names}. "
                 f"{mend}"

@@ -84,7 +84,7 @@ def run(
         "look": FIRST_LOOK,
         "generator": generator.get_state(),
     }
-    if (found := file.load()) is not None:
+    if (found := file.load(finite=True)) is not None:
         state = _placed(found, state)
         generator.set_state(state["generator"])
     total = options.num_matvecs if options.num_matvecs < UNLIMITED else None

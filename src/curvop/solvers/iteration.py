@@ -102,7 +102,7 @@ def iterate(
         FloatingPointError: If an iterate is not finite any more.
     """
     with torch.no_grad():
-        state = file.load()
+        state = file.load(finite=True)
         run = Run.of(state, X.device) if state else _begin(method, X, tolerances)
         try:
             with tqdm(

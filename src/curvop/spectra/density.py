@@ -132,7 +132,7 @@ def spectral_density(
     run = Quadrature(basis, num_probes, m, draw)
     file = Checkpoint(checkpoint, A, settings)
     with Interrupts() as interrupts:
-        stored = file.load()
+        stored = file.load(finite=True)
         if stored is not None:
             run.resume(stored)
         multiply = Products(

@@ -194,7 +194,7 @@ def _search(
     run: Lanczos | LOBPCG, products: Callable[..., Products], file: Checkpoint
 ) -> tuple[Pairs, int]:
     """The pairs, found or read, and the products made so far."""
-    stored = file.load()
+    stored = file.load(finite=True)
     if stored is not None and stored.pop("stage") == "proof":
         count = stored.pop("count")
         stored["X"] = stored["X"].to(run.matrix.device)
