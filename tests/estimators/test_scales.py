@@ -21,6 +21,7 @@ from curvop import (
     trace,
     trace_function,
 )
+from curvop.estimators.moments import mean_and_error, no_moments, with_samples
 from curvop.operators import BlockDiagonalLinearOperator
 from tests.comparing import random
 from tests.solvers.matrices import with_spectrum
@@ -172,6 +173,16 @@ def test_functions_of_any_size(e: int) -> None:
     found = trace_function(A, lambda x: c * x, num_matvecs=60, generator=seeded())
     assert found.value / c == one.value
     assert found.standard_error / c == pytest.approx(one.standard_error, rel=1e-12)
+
+
+def test_slack_of_samples_that_are_zero() -> None:
+    """Truncation may be all that there is."""
+    like = torch.zeros((), dtype=torch.float64)
+    zeros, slack = torch.zeros(3, dtype=torch.float64), torch.full((3,), 20.0).double()
+    state = with_samples(no_moments(like), zeros, slack)
+    state = with_samples(state, zeros, slack)
+    mean, error = mean_and_error(state)
+    assert (float(mean), float(error)) == (0.0, 20.0)
 
 
 @pytest.mark.parametrize("e", [-30, -15, 15, 30])

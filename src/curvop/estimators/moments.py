@@ -29,8 +29,8 @@ def with_samples(
 
     They are merged as by Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm
     for computing sample variances" (1982): stably where the spread is far below the mean.
-    All are multiples of a unit, the largest of the samples so far, as a power of two:
-    squares and cubes of samples themselves over- or underflow.
+    All are multiples of a unit, a power of two next to the largest sample so far (or
+    slack): squares and cubes of samples themselves over- or underflow.
 
     Args:
         state: The moments so far.
@@ -42,7 +42,7 @@ def with_samples(
         degree: The unit's.
     """
     if size is None:
-        size = unit(samples, 0)[0]
+        size = torch.maximum(unit(samples, 0), unit(slack, 0))[0]
         samples, slack = samples / size, slack / size
     larger = torch.maximum(state["unit"], size)
     here, past = (size / larger) ** degree, (state["unit"] / larger) ** degree

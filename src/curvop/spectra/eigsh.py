@@ -147,6 +147,8 @@ def eigsh(
         run = Lanczos(basis, V, b, transform, aim, draw)
         storage = (basis.basis_dtype, basis.basis_device)
         settings |= {"ncv": ncv, "block_size": b, "storage": storage}
+        if transform.size != 1:
+            settings["the matrix P"] = transform.size
     elif method == "lobpcg":
         run = LOBPCG(
             A,
