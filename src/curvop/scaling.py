@@ -2,9 +2,10 @@
 
 What a solver, a spectrum or an estimator finds of ``c A`` follows from what it finds of
 ``A``. Only squares stand in the way: in single precision those of 1e-23 are zero, those
-of 1e20 infinite. So no square is taken but of entries of the order of one, and everything
-else is of degree one in ``A``, in ``A⁻¹``, or of degree zero. Division by a power of two
-is exact, so that with a ``c`` that is one the results are the same to the last bit.
+of 1e20 infinite. So no square is taken but of entries of the order of one, or in double
+precision of numbers in single; everything else is of degree one in ``A``, in ``A⁻¹``, or
+of degree zero. Division by a power of two is exact, so that with a ``c`` that is one the
+results are the same to the last bit.
 """
 
 from __future__ import annotations
