@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from curvop.checksum import checksum, not_finite
 from curvop.operators import LinearOperator, as_operator
+from curvop.scaling import norm
 
 State = dict[str, Any]
 """Tensors, numbers, strings, booleans, ``None``, and lists, tuples and dicts of them."""
@@ -30,6 +30,9 @@ class Checkpoint:
     A run belongs to its problem: the name and settings of the algorithm, its tensors
     (a right-hand side, say), and the matrix. Settings and tensors are hashed. The
     matrix is known by one product with a fixed vector, equal to rounding.
+
+    The file has a checksum of all that it holds: no run goes on from a damaged one. One
+    without, written by a version that had none, is read.
 
     Args:
         path: The file, or ``None``.
@@ -61,7 +64,7 @@ class Checkpoint:
                 f"Expected a checkpoint in a directory that exists, got {self._path}. "
                 "Make its directory first."
             )
-        self._problem = {name: _digest(value) for name, value in problem.items()}
+        self._problem = {name: checksum(value) for name, value in problem.items()}
         N = A.shape[1]
         v = torch.randn(N, generator=Generator().manual_seed(N), dtype=torch.float64)
         self._product = (A @ v.to(A.device, A.dtype)).detach().cpu()
@@ -71,23 +74,36 @@ class Checkpoint:
         """Products that it took to know the matrix."""
         return 0 if self._path is None else 1
 
-    def load(self) -> State | None:
+    def load(self, *, finite: bool = False) -> State | None:
         """The state that was written last, or ``None`` if there is none.
 
+        Args:
+            finite: Whether to refuse a state with infinity or NaN, from which an iteration
+                cannot go on. Where results are kept they may say what is not known.
+
         Raises:
-            ValueError: If the file belongs to another problem, or is no checkpoint.
+            ValueError: If the file belongs to another problem, is damaged, holds what is
+                not finite, or is no checkpoint.
         """
         if self._path is None or not self._path.exists():
             return None
         mend = f"Give another path, or remove {self._path} to start anew."
-        try:
-            stored = torch.load(self._path, weights_only=True, map_location="cpu")
-            problem, product = stored["problem"], stored["product"]
-            state: State = stored["state"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as e:
+        with open(self._path, "rb") as file:
+            try:
+                stored = torch.load(file, weights_only=True, map_location="cpu")
+                written = stored.pop("checksum", None)
+                problem, product = dict(stored["problem"]), stored["product"]
+                state: State = stored["state"]
+            except Exception as e:  # whatever the reader makes of foreign bytes
+                raise ValueError(
+                    f"Expected a checkpoint, got {self._path}, which cannot be read as "
+                    f"one. {mend}"
+                ) from e
+        if written not in (None, checksum(stored)):
             raise ValueError(
-                f"Expected a checkpoint, got a file that cannot be read as one. {mend}"
-            ) from e
+                f"Expected {self._path} as it was written, got content that differs from "
+                f"its checksum: the file was damaged. {mend}"
+            )
         differing = sorted(
             name
             for name in {*problem, *self._problem}
@@ -100,13 +116,19 @@ class Checkpoint:
                 "Expected a checkpoint of this problem, got one that differs in "
                 f"{', '.join(differing)}. {mend}"
             )
+        if finite and (names := ", ".join(not_finite(state))):
+            raise ValueError(
+                f"Expected a finite state in {self._path}, got inf or nan in {names}. "
+                f"{mend}"
+            )
         return state
 
     def save(self, state: State) -> None:
         """Write the state: after a crash at any moment the old file or the new is there."""
         if self._path is None:
             return
-        stored = {"problem": self._problem, "product": self._product, "state": state}
+        stored: State = {"problem": self._problem, "product": self._product, "state": state}
+        stored["checksum"] = checksum(stored)
         part = self._path.with_name(self._path.name + ".part")
         try:
             with open(part, "wb") as file:
@@ -123,19 +145,11 @@ class Checkpoint:
         return self._path is not None and after // EVERY > before // EVERY
 
 
-def _digest(value: Any) -> str:
-    """Hash of a setting; of every bit of a tensor."""
-    if isinstance(value, Tensor):
-        t = value.detach().cpu().contiguous()
-        data = t.reshape(-1).view(torch.uint8).numpy().tobytes()
-        value = f"{t.dtype}{tuple(t.shape)}{hashlib.sha256(data).hexdigest()}"
-    return hashlib.sha256(repr(value).encode()).hexdigest()
-
-
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two products are equal to rounding, which depends on threads and devices."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     tolerance: float = torch.finfo(a.dtype).eps ** 0.75  # far above rounding
     a, b = a.double(), b.double()
-    return float((a - b).norm()) <= tolerance * max(float(a.norm()), float(b.norm()))
+    size = max(float(norm(a)), float(norm(b)))
+    return float(norm(a - b)) <= tolerance * size

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.checkpoint import State
-from curvop.estimators.moments import no_moments, standard_error, with_samples
+from curvop.estimators.moments import mean_and_error, no_moments, with_samples
 from curvop.estimators.products import (
     multiply,
     probes,
@@ -87,9 +87,9 @@ class HutchPP(Method):
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
         """Sketch and rest; from the sketch's own probes until there are samples."""
         if state["count"] < 2:
-            return state["rough"]["mean"], standard_error(state["rough"])
-        error = torch.hypot(standard_error(state), state["rounding"])
-        return state["on_sketch"] + state["mean"], error
+            return mean_and_error(state["rough"])
+        mean, error = mean_and_error(state)
+        return state["on_sketch"] + mean, torch.hypot(error, state["rounding"])
 
     def refined(self, state: State, need: float) -> State:
         """A sketch of twice the size, if that is cheaper than to sample on.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from curvop.estimators.products import multiply
 from curvop.operators import LinearOperator
+from curvop.scaling import norms
 
 
 def tridiagonals(
@@ -40,11 +41,11 @@ def tridiagonals(
         W = multiply(A, basis[-1], before + (p - 1) * K)
         alpha = (W * basis[-1]).sum(0)
         alphas.append(torch.where(invariant, alphas[0], alpha) if alphas else alpha)
-        size = torch.maximum(size, W.norm(dim=0))
+        size = torch.maximum(size, norms(W, 0))
         for _ in range(2):
             for U in basis:
                 W = W - U * (U * W).sum(0)
-        beta = W.norm(dim=0)
+        beta = norms(W, 0)
         invariant = invariant | (beta <= 100 * eps * size) | (p == N)
         if p in sizes or invariant.all():
             yield _tridiagonal(alphas, betas), invariant.cpu()

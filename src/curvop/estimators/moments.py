@@ -9,49 +9,72 @@ from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from curvop.checkpoint import State
+from curvop.scaling import unit
 
 
 def no_moments(like: Tensor) -> State:
     """Before the first sample; ``like`` has the shape, dtype and device of one."""
-    names = ("mean", "squares", "cubes", "slack")
+    names = ("mean", "squares", "cubes", "slack", "unit")
     return {"count": 0, **dict.fromkeys(names, torch.zeros_like(like))}
 
 
-def with_samples(state: State, samples: Tensor, slack: Tensor) -> State:
+def with_samples(
+    state: State,
+    samples: Tensor,
+    slack: Tensor,
+    size: Tensor | None = None,
+    degree: int = 1,
+) -> State:
     """The moments with more samples: sums of powers of the distance to the mean.
 
     They are merged as by Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm
     for computing sample variances" (1982): stably where the spread is far below the mean.
+    All are multiples of a unit, a power of two next to the largest sample so far (or
+    slack): squares and cubes of samples themselves over- or underflow.
 
     Args:
         state: The moments so far.
         samples: More samples, ``[K, *shape]``.
         slack: What each may be off by for other reasons than chance: rounding,
             truncation. ``[K, *shape]``.
+        size: Unit of which to this ``degree`` both are multiples; by default they are
+            what they are.
+        degree: The unit's.
     """
+    if size is None:
+        size = torch.maximum(unit(samples, 0), unit(slack, 0))[0]
+        samples, slack = samples / size, slack / size
+    larger = torch.maximum(state["unit"], size)
+    here, past = (size / larger) ** degree, (state["unit"] / larger) ** degree
+    samples, slack = samples * here, slack * here
     m, K = state["count"], samples.shape[0]
     n = m + K
+    known = {
+        name: state[name] * past**power
+        for name, power in (("mean", 1), ("squares", 2), ("cubes", 3), ("slack", 1))
+    }
     mean = samples.mean(0)
     squares, cubes = ((samples - mean).pow(power).sum(0) for power in (2, 3))
-    d = mean - state["mean"]
+    d = mean - known["mean"]
     return state | {
         "count": n,
-        "mean": state["mean"] + d * (K / n),
-        "squares": state["squares"] + squares + d.square() * (m * K / n),
-        "cubes": state["cubes"]
+        "unit": larger,
+        "mean": known["mean"] + d * (K / n),
+        "squares": known["squares"] + squares + d.square() * (m * K / n),
+        "cubes": known["cubes"]
         + cubes
         + d.pow(3) * (m * K * (m - K) / n**2)
-        + 3 * d * (m * squares - K * state["squares"]) / n,
-        "slack": state["slack"] + (slack.mean(0) - state["slack"]) * (K / n),
+        + 3 * d * (m * squares - K * known["squares"]) / n,
+        "slack": known["slack"] + (slack.mean(0) - known["slack"]) * (K / n),
     }
 
 
-def standard_error(state: State) -> Tensor:
-    """Standard error of the mean, slack included; ``nan`` from fewer than two samples.
+def relative_error(state: State) -> Tensor:
+    """Standard error of the mean in its unit; ``nan`` from fewer than two samples.
 
-    It is widened for few samples, and for skew ones: by the correction ``(2 z² + 1) γ /
-    (6 √m)`` of the quantile ``z = 3`` (Johnson, 1978), without which the mean of, say, 20
-    squares is too small too often.
+    Slack is included. It is widened for few samples, and for skew ones: by the correction
+    ``(2 z² + 1) γ / (6 √m)`` of the quantile ``z = 3`` (Johnson, 1978), without which the
+    mean of, say, 20 squares is too small too often.
     """
     m, squares = state["count"], state["squares"]
     if m < 2:
@@ -59,6 +82,11 @@ def standard_error(state: State) -> Tensor:
     skewness = (state["cubes"] / m / (squares / m).pow(1.5)).nan_to_num(0, 0, 0)
     factor = widening(m) * (1 + skewness.abs() * (19 / 18 / math.sqrt(m)))
     return torch.hypot(factor * (squares / (m * (m - 1))).sqrt(), state["slack"])
+
+
+def mean_and_error(state: State) -> tuple[Tensor, Tensor]:
+    """The mean and its standard error."""
+    return state["mean"] * state["unit"], relative_error(state) * state["unit"]
 
 
 def leave_one_out_error(values: Tensor, effects: Tensor) -> Tensor:
@@ -78,9 +106,12 @@ def leave_one_out_error(values: Tensor, effects: Tensor) -> Tensor:
         effects: ``dᵢⱼ`` at ``[*shape, i, j]``.
     """
     k = values.shape[-1]
+    size = torch.maximum(unit(values, -1), unit(effects, (-2, -1))[..., 0])
+    values, effects = values / size, effects / size[..., None]
     both = effects * effects.mT
     shared = (both.sum((-2, -1)) - both.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1))
-    return widening(k) * (values.var(-1) / k + shared.clamp(min=0)).sqrt()
+    error = widening(k) * (values.var(-1) / k + shared.clamp(min=0)).sqrt()
+    return error * size[..., 0]
 
 
 def widening(count: int) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.checkpoint import Checkpoint, State
-from curvop.estimators.moments import no_moments, standard_error, with_samples
+from curvop.estimators.moments import no_moments, relative_error, with_samples
 from curvop.estimators.options import Options
 from curvop.estimators.products import probes, working_dtype
 from curvop.estimators.run import Method, Outcome, run
@@ -23,6 +23,7 @@ class Samples(NamedTuple):
     values: Tensor  # [K, *shape]
     slack: Tensor  # [K, *shape], what each is off by, other than by chance
     num_matvecs: int
+    unit: Tensor | None = None  # [*shape], if they are multiples of its power
 
 
 Form = Callable[[Tensor, int], Samples]
@@ -30,12 +31,12 @@ Form = Callable[[Tensor, int], Samples]
 
 Its mean over sign probes, and its sum over the unit vectors, is what is looked for."""
 
-Finish = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From mean and standard error to value and standard error."""
+Finish = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From mean and standard error, and their unit, to value and standard error."""
 
 
-def _as_it_is(mean: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    return mean, error
+def _as_it_is(mean: Tensor, error: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    return mean * unit, error * unit
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Sampling:
         like: Tensor of the shape, dtype and device of one sample.
         chunk_size: Most probes at once.
         cost: Most products per probe.
+        degree: Of samples in the matrix, where they come with a unit.
         finish: What is reported of the mean.
     """
 
@@ -56,12 +58,13 @@ class Sampling:
     like: Tensor
     chunk_size: int
     cost: int = 1
+    degree: int = 1
     finish: Finish = _as_it_is
 
     def step(self, state: State, V: Tensor) -> State:
         """More samples, at the columns of ``V``."""
-        values, slack, n = self.form(V, state["num_matvecs"])
-        more = with_samples(state, values, slack)
+        values, slack, n, unit = self.form(V, state["num_matvecs"])
+        more = with_samples(state, values, slack, unit, self.degree)
         return {**more, "num_matvecs": state["num_matvecs"] + n}
 
 
@@ -87,7 +90,7 @@ class SignProbes(Method):
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
         """The mean, and what is made of it."""
-        return self._sampling.finish(state["mean"], standard_error(state))
+        return self._sampling.finish(state["mean"], relative_error(state), state["unit"])
 
 
 class UnitVectors(Method):
@@ -127,9 +130,9 @@ class UnitVectors(Method):
         N, slack = s.A.shape[1], state["slack"]
         error = slack
         if count < N:
-            chance = standard_error({**state, "slack": torch.zeros_like(slack)})
+            chance = relative_error({**state, "slack": torch.zeros_like(slack)})
             error = torch.hypot(chance * (1 - count / N) ** 0.5, slack)
-        return s.finish(N * state["mean"], N * error)
+        return s.finish(N * state["mean"], N * error, state["unit"])
 
 
 def mean_over_probes(sampling: Sampling, options: Options) -> Outcome:

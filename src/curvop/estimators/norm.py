@@ -10,8 +10,9 @@ from torch import Generator, Tensor
 from curvop.estimate import Estimate
 from curvop.estimators.monte_carlo import Samples, Sampling, mean_over_probes
 from curvop.estimators.options import options
-from curvop.estimators.products import multiply, quadratic_forms
+from curvop.estimators.products import ROUNDING, multiply
 from curvop.operators import as_operator
+from curvop.scaling import norms, unit
 
 
 def frobenius_norm(
@@ -66,17 +67,19 @@ def frobenius_norm(
     )
 
     def form(V: Tensor, before: int) -> Samples:
-        AV = multiply(A, V, before)
-        values, rounding = quadratic_forms(AV, AV, A.dtype)
-        return Samples(values, rounding, V.shape[1])
+        sizes = norms(multiply(A, V, before), 0).to("cpu", torch.float64)
+        size = unit(sizes)  # squares of the sizes may over- or underflow
+        values = (sizes / size).square()
+        rounding = ROUNDING * torch.finfo(A.dtype).eps * values
+        return Samples(values, rounding, V.shape[1], size)
 
     like = torch.zeros((), dtype=torch.float64)
-    sampling = Sampling(A, form, like, chosen.chunk_size, finish=_root)
+    sampling = Sampling(A, form, like, chosen.chunk_size, degree=2, finish=_root)
     value, error, n = mean_over_probes(sampling, chosen)
     return Estimate(float(value), float(error), n)
 
 
-def _root(square: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+def _root(square: Tensor, error: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
     """The square root, with the error of ``√x`` at ``x``; none at 0."""
     root = square.sqrt()
-    return root, torch.where(square > 0, error / (2 * root), error)
+    return root * unit, torch.where(square > 0, error / (2 * root), error) * unit

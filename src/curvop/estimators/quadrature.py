@@ -13,6 +13,7 @@ from curvop.estimators.lanczos import tridiagonals
 from curvop.estimators.monte_carlo import Samples, Sampling, mean_over_probes
 from curvop.estimators.options import Options
 from curvop.operators import LinearOperator
+from curvop.scaling import unit
 
 Function = Callable[[Tensor], Tensor]
 Truncation = Callable[[Tensor, Tensor, Function, int], Tensor]
@@ -76,8 +77,9 @@ def with_zero(T: Tensor) -> Tensor:
     last = zero
     if p > 1:
         eye = torch.eye(p - 1, dtype=T.dtype)
-        target = eye[:, -1] * T[:, -1, -2, None].square()
-        J = T[:, :-1, :-1] - zero[:, None, None] * eye
+        beta, size = T[:, -1, -2, None], unit(T, (-2, -1))
+        target = eye[:, -1] * (beta / size[..., 0]) * beta
+        J = (T[:, :-1, :-1] - zero[:, None, None] * eye) / size
         last = zero + torch.linalg.solve(J, target)[:, -1]
     T = T.clone()
     T[:, -1, -1] = last

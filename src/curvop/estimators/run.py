@@ -84,7 +84,7 @@ def run(
         "look": FIRST_LOOK,
         "generator": generator.get_state(),
     }
-    if (found := file.load()) is not None:
+    if (found := file.load(finite=True)) is not None:
         state = _placed(found, state)
         generator.set_state(state["generator"])
     total = options.num_matvecs if options.num_matvecs < UNLIMITED else None
@@ -135,7 +135,8 @@ def _advanced(
         error = float(method.estimate(state)[1].max())
         if error <= options.tol:
             return None
-        need = count * (error / options.tol) ** 2
+        ratio = error / options.tol
+        need = count * ratio * ratio  # infinite, where a power would raise an error
         state = method.refined(state, need)
         later = math.ceil(min(max(need, 1.25 * count), 2 * count))
         state = {**state, "look": later if state["count"] else FIRST_LOOK}

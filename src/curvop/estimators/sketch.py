@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvop.scaling import unit
+
 
 def extended(Q: Tensor, Y: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal directions that ``Y`` adds to ``Q``.
@@ -23,6 +25,8 @@ def extended(Q: Tensor, Y: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
         ``[Q, P] R = Y + δ Ω``.
     """
     eps = torch.finfo(Y.dtype).eps
+    size = torch.where((Y != 0).any(), unit(Y), 1.0)
+    Y = Y / size
     P = Y + G * (eps * (Y.norm() / G.norm()).clamp(min=eps))
     C, R = Q.new_zeros(Q.shape[1], Y.shape[1]), torch.eye(Y.shape[1]).to(Q)
     # twice is enough for independent columns; a third time for dependent ones
@@ -30,7 +34,7 @@ def extended(Q: Tensor, Y: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
         D = Q.mT @ P
         P, S = torch.linalg.qr(P - Q @ D)
         C, R = C + D @ R, S @ R
-    return P, torch.cat([C, R])
+    return P, torch.cat([C, R]) * size
 
 
 def left_out(R: Tensor) -> Tensor:
@@ -46,6 +50,7 @@ def left_out(R: Tensor) -> Tensor:
         The directions ``[k, k]``, one in each column.
     """
     eye = torch.eye(len(R), dtype=R.dtype, device=R.device)
-    S = torch.linalg.solve_triangular(R.mT, eye, upper=False)
-    unit: Tensor = S / S.norm(dim=0)
-    return unit
+    # a scale of column i is one of the direction i
+    S = torch.linalg.solve_triangular((R / unit(R, 0)).mT, eye, upper=False)
+    directions: Tensor = S / S.norm(dim=0)
+    return directions

@@ -95,6 +95,7 @@ def trace(
     problem = {
         "algorithm": "trace",
         "method": method,
+        "moments": "in units",
         "num_matvecs": num_matvecs,
         "tol": tol,
         "generator": None if generator is None else generator.get_state(),

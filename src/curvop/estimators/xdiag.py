@@ -13,6 +13,7 @@ from curvop.estimators.products import ROUNDING, multiply, probes, working_dtype
 from curvop.estimators.run import Method
 from curvop.estimators.sketch import extended, left_out
 from curvop.operators import LinearOperator
+from curvop.scaling import norm, norms
 
 # Numbers that the error of some rows may take at once; it looks at pairs of probes.
 CHUNK = 2**22
@@ -79,7 +80,7 @@ class XDiag(Method):
         parts = [_on_rows(G, Q, Z, S, r) for G, Q, Z in zip(*rows, strict=True)]
         values, errors = (torch.cat(p) for p in zip(*parts, strict=True))
         # the entries of a row, and those that a rounding error spreads from all rows
-        sizes = [M.norm(dim=1) + M.norm() / len(M) ** 0.5 for M in (Q, Z)]
+        sizes = [norms(M, 1) + norm(M) / len(M) ** 0.5 for M in (Q, Z)]
         rounding = ROUNDING * torch.finfo(self._A.dtype).eps * sizes[0] * sizes[1]
         return values, torch.hypot(errors, rounding)
 

@@ -13,6 +13,7 @@ from curvop.estimators.products import ROUNDING, multiply, probes, working_dtype
 from curvop.estimators.run import Method
 from curvop.estimators.sketch import extended, left_out
 from curvop.operators import LinearOperator
+from curvop.scaling import norms
 
 
 class XTrace(Method):
@@ -80,11 +81,11 @@ class XTrace(Method):
         if k < 2:
             nan = torch.tensor(math.nan, dtype=torch.float64)
             return nan, nan
-        R, V, H, X, norms = (
+        R, V, H, X, squares = (
             state[name].to("cpu", torch.float64)
             for name in ("R", "QtG", "QtZ", "GtZ", "norms")
         )
-        sizes = H.diag().abs().sum() + (V.norm(dim=0) * R.norm(dim=0)).mean()
+        sizes = H.diag().abs().sum() + (norms(V, 0) * norms(R, 0)).mean()
         rounding = ROUNDING * torch.finfo(self._A.dtype).eps * sizes
 
         S = left_out(R)
@@ -93,11 +94,11 @@ class XTrace(Method):
         on_sketch = H.trace() - h.diag()  # tr Pᵢ A Pᵢ
         # uᵢᵀ A uᵢ and ‖uᵢ‖², with A ωᵢ = Q rᵢ
         rest = (V * R - X.T * W - W * R + W * (H @ W)).sum(0)
-        left = norms - W.square().sum(0)
+        left = squares - W.square().sum(0)
 
         def scale(dimension: int, square: Tensor) -> Tensor:
             # a probe in the span of the others leaves nothing but rounding
-            something = square > torch.finfo(R.dtype).eps ** 0.5 * norms
+            something = square > torch.finfo(R.dtype).eps ** 0.5 * squares
             return torch.where(something, dimension / square, 1)
 
         values = on_sketch + scale(N - k + 1, left) * rest

@@ -288,6 +288,9 @@ class FactoredCurvatureLinearOperator(LinearOperator):
     ) -> Self:
         """Read factors that were saved.
 
+        The file has a checksum of its content. One without, written by a version that had
+        none, is read as well, by its names, shapes and finite numbers.
+
         Args:
             path: The file.
             model_func: The model that they belong to.
@@ -295,7 +298,7 @@ class FactoredCurvatureLinearOperator(LinearOperator):
                 those of the file; vectors have their type and device.
 
         Raises:
-            ValueError: If they are not, or the file holds something else.
+            ValueError: If they are not, or the file is damaged or holds something else.
         """
         at: Parameters = as_parameters(model_func, params)
         return cls.from_factors(read(path, cls.__name__, at))

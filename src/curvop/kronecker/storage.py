@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from curvop.checksum import checksum, not_finite
 from curvop.curvature.parameters import Parameters
 from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, Members
 from curvop.kronecker.factors import Factors
@@ -48,11 +49,24 @@ def write(path: str | os.PathLike[str], kind: str, factors: Factors) -> None:
 def read(path: str | os.PathLike[str], kind: str, at: Parameters) -> Factors:
     """Read factors for these parameters.
 
+    A file without a checksum, written by a version that had none, is read as well.
+
     Raises:
-        ValueError: If they belong to others, or the file holds something else.
+        ValueError: If they belong to others, are not those that were written, or not
+            finite; or if the file holds something else.
     """
     path = Path(path)
-    tensors, text = _load(path, safe=path.suffix == ".safetensors")
+    tensors, text, written = _load(path, safe=path.suffix == ".safetensors")
+    mend = "Copy the file anew, or compute the factors again and save() them."
+    if written not in (None, checksum([text, tensors])):
+        raise ValueError(
+            f"Expected the factors in {path} as they were written, got content that "
+            f"differs from its checksum: the file was damaged. {mend}"
+        )
+    if broken := ", ".join(not_finite(tensors)):
+        raise ValueError(
+            f"Expected finite factors in {path}, got inf or nan in {broken}. {mend}"
+        )
     header = json.loads(text)
     if header["version"] != _VERSION or header["kind"] != kind:
         raise ValueError(
@@ -89,31 +103,34 @@ def _list(names: tuple[str, ...] | None) -> object:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: str, *, safe: bool) -> None:
+    digest = checksum([header, dict(sorted(tensors.items()))])
     if not safe:
-        torch.save({"tensors": tensors, "header": header}, path)
+        torch.save({"tensors": tensors, "header": header, "checksum": digest}, path)
         return
     # each tensor has memory of its own there: blocks may share a factor
     apart = {name: t.clone() for name, t in tensors.items()}
-    _safetensors().save_file(apart, path, metadata={"curvop": header})
+    _safetensors().save_file(apart, path, metadata={"curvop": header, "checksum": digest})
 
 
-def _load(path: Path, *, safe: bool) -> tuple[dict[str, Tensor], str]:
-    """Tensors and header.
+def _load(path: Path, *, safe: bool) -> tuple[dict[str, Tensor], str, str | None]:
+    """Tensors in the order of their names, header, and checksum if there is one.
 
     Raises:
         ValueError: If the file holds something else.
     """
-    try:
-        if not safe:
-            stored = torch.load(path, weights_only=True, map_location="cpu")
-            return stored["tensors"], stored["header"]
-        with _safetensors().safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {})["curvop"]
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118
-    except (OSError, ImportError):
-        raise
-    except Exception as e:  # whatever the readers make of foreign bytes
-        raise ValueError(f"Expected a file of Kronecker factors, got {path}.") from e
+    reader = _safetensors() if safe else torch
+    with open(path, "rb") as opened:
+        try:
+            if not safe:
+                stored = reader.load(opened, weights_only=True, map_location="cpu")
+                tensors = dict(sorted(stored["tensors"].items()))
+                return tensors, stored["header"], stored.get("checksum")
+            with reader.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+                return tensors, metadata["curvop"], metadata.get("checksum")
+        except Exception as e:  # whatever the readers make of foreign bytes
+            raise ValueError(f"Expected a file of Kronecker factors, got {path}.") from e
 
 
 def _safetensors() -> Any:

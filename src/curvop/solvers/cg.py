@@ -160,22 +160,23 @@ class ConjugateGradients:
         """Minimise along ``P``; make the next one conjugate to it."""
         R, P, rho, shift = m["R"], m["P"], m["rho"], m["shift"]
         AP = times(self.A, P) + shift[:, None] * P
-        curvature = dots(P, AP)
-        alpha = (rho / curvature)[:, None]
+        size_P, size_AP = norms(P), norms(AP)
+        # pᵀ A p itself is a square in M
+        curvature = (P / size_P[:, None] * AP).sum(1).double()
+        alpha = (rho / size_P / curvature).to(X.dtype)[:, None]
         X = X + alpha * P
         new_R = R - alpha * AP
         Z = self._precondition(new_R)
         new_rho = dots(new_R, Z)
-        beta = (new_rho / rho)[:, None]
+        beta = (new_rho / rho).to(X.dtype)[:, None]
 
-        size_P, size_AP, norm = norms(P), norms(AP), norms(new_R)
-        norm_A = torch.maximum(m["norm_A"], size_AP / size_P)  # of A, from below
+        norm, norm_A = norms(new_R), torch.maximum(m["norm_A"], size_AP / size_P)
         eps = torch.finfo(self.A.dtype).eps
         # consecutive residuals are orthogonal if A and M are symmetric, however much
         # rounding has spoilt what lies further back
-        most = eps**0.5 * size_P * (norms(R) + alpha[:, 0].abs() * norm_A * size_P)
+        most = eps**0.5 * size_P * (m["norm"] + alpha[:, 0].abs() * norm_A * size_P)
         asymmetric = (m["steps"] == 1) & (dots(Z, R).abs() > most)
-        noise = 10 * eps * norm_A * size_P**2
+        noise = 10 * eps * norm_A * size_P
         words = _words(rho, asymmetric, curvature, noise)
         return (
             X,

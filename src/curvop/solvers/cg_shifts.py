@@ -23,6 +23,7 @@ from curvop.solvers.system import (
     System,
     check_count,
     check_number,
+    dots,
     norms,
     read_system,
     tagged,
@@ -159,7 +160,7 @@ def _shared(
             while len(history) <= maxiter and max(history[-1]) > tolerance:
                 D = P[seed : seed + 1]
                 AD = times(A, D) + lambdas[seed] * D
-                curvature = float((D * AD).sum())
+                curvature = float(dots(D, AD))
                 if not math.isfinite(curvature):
                     raise FloatingPointError(NOT_FINITE.format(len(history)))
                 if curvature <= 0:

@@ -15,6 +15,7 @@ from curvop.solvers.system import (
     blocks_of,
     check_count,
     check_number,
+    divided,
     norms,
     preconditioner,
     rows_of,
@@ -258,7 +259,7 @@ class NeumannInverseLinearOperator(LinearOperator):
             R = R - self._scale * times(self._A, R)
             if term < self._num_terms - 1:
                 X = X + self._scale * R
-        left = float((norms(R) / norms(B).clamp(min=1e-300)).max())
+        left = float(divided(norms(R), norms(B)).max())
         if not left <= self._rtol:
             raise NotConvergedError(
                 f"The Neumann series leaves {left:.1e} of the right-hand side after "

@@ -102,7 +102,7 @@ def iterate(
         FloatingPointError: If an iterate is not finite any more.
     """
     with torch.no_grad():
-        state = file.load()
+        state = file.load(finite=True)
         run = Run.of(state, X.device) if state else _begin(method, X, tolerances)
         try:
             with tqdm(
@@ -275,14 +275,24 @@ def _furthest(run: Run, tolerances: list[float]) -> str:
 
 
 def solution(system: System, run: Run, direction: Tensor | None = None) -> Solution:
-    """The run in the units and form of the right-hand side."""
+    """The run in the units and form of the right-hand side.
+
+    Raises:
+        FloatingPointError: If the solution overflows in its dtype.
+    """
     scale = system.scale.cpu().double()
     history = torch.tensor(run.history[: run.iteration + 1], dtype=torch.float64) * scale
     residual_norm = torch.tensor(run.residual_norms, dtype=torch.float64) * scale
     if system.form.is_vector:
         history, residual_norm = history[:, 0], residual_norm[0]
+    X = system.rescaled(run.X)
+    if not bool(X.to(system.dtype).isfinite().all()):
+        raise FloatingPointError(
+            f"The solution overflows in {system.dtype}. Solve for a smaller b, or in a "
+            "wider dtype."
+        )
     return Solution(
-        x=system.write(system.rescaled(run.X)),
+        x=system.write(X),
         status=worst(run.statuses),
         iterations=run.iteration,
         residual_norm=residual_norm,

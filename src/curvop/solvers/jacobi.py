@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from curvop.generators import source
 from curvop.operators import DiagonalLinearOperator, LinearOperator, as_operator
 from curvop.operators.layout import Vector, read
+from curvop.scaling import norms
 from curvop.solvers.probes import signs
 from curvop.solvers.system import blocks_of, check_count, check_number, rows_of, times
 
@@ -85,12 +86,15 @@ def _estimated(
     if m < 2:
         raise ValueError("Expected num_probes of at least 2, to see how they vary.")
     generator = source(generator)
-    total = torch.zeros(A.shape[1], dtype=A.dtype, device=A.device)
-    squares = torch.zeros_like(total)
-    for k in (min(CHUNK, m - i) for i in range(0, m, CHUNK)):
+    mean = torch.zeros(A.shape[1], dtype=A.dtype, device=A.device)
+    spread = torch.zeros_like(mean)  # root of the sum of squared distances to the mean
+    for i in range(0, m, CHUNK):
+        k = min(CHUNK, m - i)
         Z = signs(k, A, generator)
         samples = Z * times(A, Z)
-        total, squares = total + samples.sum(0), squares + (samples**2).sum(0)
-    mean = total / m
-    variance = (squares / m - mean**2).clamp(min=0) / (m - 1)
-    return mean, variance.sqrt()
+        own = samples.mean(0)
+        shift = own - mean
+        moved = shift * (i * k / (i + k)) ** 0.5
+        mean = mean + shift * (k / (i + k))
+        spread = torch.hypot(torch.hypot(spread, moved), norms(samples - own, 0))
+    return mean, spread / (m * (m - 1)) ** 0.5

@@ -158,9 +158,11 @@ class LeastSquares:
         rho_bar = torch.hypot(inner, theta)
         c_bar, s_bar = divided(inner, rho_bar), divided(theta, rho_bar)
 
-        back = divided(theta_bar * rho, m["rho"] * m["rho_bar"])
+        # no product of two numbers of the size of A, which may over- or underflow
+        back = divided(theta_bar, m["rho"]) * divided(rho, m["rho_bar"])
         H_bar = m["H"] - back[:, None] * m["H_bar"]
-        X = X + divided(c_bar * m["zeta_bar"], rho * rho_bar)[:, None] * H_bar
+        along = divided(divided(c_bar * m["zeta_bar"], rho), rho_bar)
+        X = X + along[:, None] * H_bar
         zeta_bar = -s_bar * m["zeta_bar"]
         # A has at least the norm of a column of the bidiagonal matrix
         norm_A = torch.maximum(m["norm_A"], torch.hypot(alpha, beta))
@@ -180,7 +182,7 @@ class LeastSquares:
             "norm": zeta_bar.abs(),
             "residual_norm": torch.full_like(beta, torch.nan),
             "norm_A": norm_A,
-            "floor": eps * norm_A**2 * norms(X),
+            "floor": eps * (norm_A * norms(X)) * norm_A,
         }
         return X, memory, [""] * len(X)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator
 from curvop.operators.layout import Vector
+from curvop.scaling import unit
 from curvop.solvers.iteration import Memory, iterate, solution
 from curvop.solvers.solution import Solution
 from curvop.solvers.system import (
@@ -118,7 +119,7 @@ class MinimalResiduals:
         squared = dots(R, Z)
         if bool((squared < 0).any()):
             raise ValueError(INDEFINITE)
-        gamma = squared.sqrt()
+        gamma = squared.sqrt().to(R.dtype)
         zero, one, norm = torch.zeros_like(gamma), torch.ones_like(gamma), norms(R)
         return {
             "R": R,
@@ -145,11 +146,15 @@ class MinimalResiduals:
         """A Lanczos vector, and a rotation that makes the tridiagonal matrix triangular."""
         Z, c, s, gamma = m["Z"], m["c"], m["s"], m["gamma"]
         AZ = self._times(Z)
-        delta = dots(Z, AZ)
-        V = AZ - _col(delta) * m["V"] - _col(gamma * (m["steps"] > 0)) * m["V_old"]
+        delta = dots(Z, AZ).to(Z.dtype)
+        before = gamma * (m["steps"] > 0)  # at first gamma is a norm of b, not of A
+        V = AZ - _col(delta) * m["V"] - _col(before) * m["V_old"]
+        size = unit(V, 1)  # vᵀ M v is a square in A
+        V = V / size
         new_Z = self._precondition(V)
         squared = dots(V, new_Z)
-        new_gamma = squared.clamp(min=0).sqrt()
+        root = squared.clamp(min=0).sqrt().to(V.dtype)
+        new_gamma = root * size[:, 0]
 
         diagonal = c * delta - m["c_old"] * s * gamma
         rho = torch.hypot(diagonal, new_gamma)
@@ -157,7 +162,7 @@ class MinimalResiduals:
         far_above = m["s_old"] * gamma
         W = divided(Z - _col(far_above) * m["W_old"] - _col(above) * m["W"], rho)
         new_c, new_s = divided(diagonal, rho), divided(new_gamma, rho)
-        new_V, new_eta = divided(V, new_gamma), -new_s * m["eta"]
+        new_V, new_eta = divided(V, root), -new_s * m["eta"]
         X = X + _col(new_c * m["eta"]) * W
         R = _col(new_s**2) * m["R"] + _col(new_c * new_eta) * new_V
 
@@ -170,12 +175,12 @@ class MinimalResiduals:
         if self.M is None:
             floor = torch.where(norm > (1 + eps**0.5) * lowest, torch.inf, floor)
         # the third Lanczos vector is orthogonal to the first, W, if A and M are symmetric
-        gap = dots(V, m["W"]).abs()
+        gap = dots(V, m["W"]).abs() * size[:, 0]
         asymmetric = gap > eps**0.5 * norms(m["W"]) * (size_AZ + norm_A * size_Z)
         words = _words(
             squared < -(eps**0.5) * norms(V) * norms(new_Z),
             (m["steps"] == 1) & asymmetric,
-            rho <= 10 * eps * (delta.abs() + gamma + new_gamma),
+            rho <= 10 * eps * (delta.abs() + before + new_gamma),
         )
         return (
             X,
@@ -183,7 +188,7 @@ class MinimalResiduals:
                 "R": R,
                 "V_old": m["V"],
                 "V": new_V,
-                "Z": divided(new_Z, new_gamma),
+                "Z": divided(new_Z, root),
                 "W_old": m["W"],
                 "W": W,
                 "gamma": new_gamma,

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop import scaling
 from curvop.operators import LinearOperator, as_operator
 from curvop.operators.layout import Blocks, Form, Space, Vector, read
+from curvop.scaling import unit
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ def read_system(A: LinearOperator, b: Vector, x0: Vector | None = None) -> Syste
             )
             raise ValueError(f"Expected x0 as {want}, as b is, got {got}.")
     peak = B.abs().amax(1) if B.shape[1] else B.new_zeros(len(B))
-    scale = torch.ldexp(torch.ones_like(peak), torch.frexp(peak).exponent)
-    scale = torch.where(peak == 0, 1.0, scale)
+    scale = torch.where(peak == 0, 1.0, unit(B, 1)[:, 0])
     # whatever the guess, the solution for zero is zero
     X = torch.where(peak[:, None] == 0, 0.0, X / scale[:, None])
     return System(B / scale[:, None], X, scale, form, A._domain, A.dtype)
@@ -118,14 +119,17 @@ def times(A: LinearOperator, V: Tensor) -> Tensor:
 
 
 def dots(V: Tensor, W: Tensor) -> Tensor:
-    """Inner products of the rows: ``[K]``; summed pairwise, never by TF32."""
-    return (V * W).sum(1)
+    """Inner products of the rows: ``[K]``; summed pairwise, never by TF32.
+
+    In double precision, which has room for ``vᵀ w`` where ``v`` has barely any.
+    """
+    size = unit(V, 1)
+    return (V / size * W).sum(1).double() * size[:, 0]
 
 
 def norms(V: Tensor) -> Tensor:
     """Norms of the rows: ``[K]``."""
-    sizes: Tensor = torch.linalg.vector_norm(V, dim=1)
-    return sizes
+    return scaling.norms(V, 1)
 
 
 def divided(V: Tensor, by: Tensor) -> Tensor:

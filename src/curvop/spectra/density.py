@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from curvop.checkpoint import Checkpoint, State
 from curvop.generators import source
+from curvop.scaling import unit
 from curvop.spectra import problem
 from curvop.spectra.basis import Basis
 from curvop.spectra.grids import Kind, Scale, broadened, even
@@ -131,7 +132,7 @@ def spectral_density(
     run = Quadrature(basis, num_probes, m, draw)
     file = Checkpoint(checkpoint, A, settings)
     with Interrupts() as interrupts:
-        stored = file.load()
+        stored = file.load(finite=True)
         if stored is not None:
             run.resume(stored)
         multiply = Products(
@@ -158,8 +159,9 @@ def spectral_density(
     if isinstance(grid, Tensor):
         points = grid.detach().to("cpu", torch.float64)
     samples = broadened(nodes, weights, points, scale, sigma)  # [num_probes, n]
-    p = len(samples)
-    error = samples.std(0) / math.sqrt(p) if p > 1 else torch.full_like(points, math.nan)
+    p, size = len(samples), unit(samples)
+    spread = (samples / size).std(0) if p > 1 else torch.full_like(points, math.nan)
+    error = spread * size / math.sqrt(p)
     return Density(
         points,
         samples.mean(0),

@@ -147,6 +147,8 @@ def eigsh(
         run = Lanczos(basis, V, b, transform, aim, draw)
         storage = (basis.basis_dtype, basis.basis_device)
         settings |= {"ncv": ncv, "block_size": b, "storage": storage}
+        if transform.size != 1:
+            settings["the matrix P"] = transform.size
     elif method == "lobpcg":
         run = LOBPCG(
             A,
@@ -194,7 +196,7 @@ def _search(
     run: Lanczos | LOBPCG, products: Callable[..., Products], file: Checkpoint
 ) -> tuple[Pairs, int]:
     """The pairs, found or read, and the products made so far."""
-    stored = file.load()
+    stored = file.load(finite=True)
     if stored is not None and stored.pop("stage") == "proof":
         count = stored.pop("count")
         stored["X"] = stored["X"].to(run.matrix.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.checkpoint import State
+from curvop.scaling import norms
 from curvop.spectra import sums
 from curvop.spectra.basis import Basis
 
@@ -88,7 +89,7 @@ class Krylov:
         """Ritz values ``[m]``, their coefficients ``[m, m]``, their residuals ``[m]``."""
         T, C = self.matrices()
         theta, S = torch.linalg.eigh(T)
-        return theta, S, torch.linalg.vector_norm(C @ S, dim=0)
+        return theta, S, norms(C @ S, 0)
 
     def restart(self, theta: Tensor, S: Tensor, *, pending: bool = True) -> None:
         """Keep the Ritz vectors with coefficients ``S [m, p]`` and the pending ones.

@@ -137,7 +137,7 @@ class Lanczos:
         try:
             if status != "interrupted":
                 added = departure(multiply, X, theta, F, C)
-                pairs.residuals = (residuals**2 + added**2).sqrt()
+                pairs.residuals = torch.hypot(residuals, torch.full_like(residuals, added))
                 pairs.done = len(X) if added <= noise else 0
                 return pairs
         except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from curvop.checkpoint import State
 from curvop.operators import LinearOperator
+from curvop.scaling import norms, unit
 from curvop.spectra.products import Products
 from curvop.spectra.residuals import Pairs
 
@@ -82,7 +83,7 @@ class LOBPCG:
             active = self._error(self._X, R) > self._tol
             multiply.show(
                 converged=f"{int((~active).sum())}/{self._k}",
-                residual=f"{float(R.norm(dim=1).max()):.1e}",
+                residual=f"{float(norms(R, 1).max()):.1e}",
             )
             done = not bool(active.any())
             if done and self._fresh:
@@ -106,7 +107,7 @@ class LOBPCG:
             small = self._error(X, R) <= self._tol
             X, theta, R = X[:, small], theta[small], R[small]
         order = theta.argsort()
-        values, residuals = theta[order], torch.linalg.vector_norm(R[order], dim=1)
+        values, residuals = theta[order], norms(R[order], 1)
         done = len(order) if self._fresh or status == "interrupted" else 0
         return Pairs(
             X[0][order], values.cpu().double(), residuals.cpu().double(), status, done
@@ -124,7 +125,9 @@ class LOBPCG:
         """Rayleigh-Ritz on ``[X, D, W]``."""
         assert self._X is not None
         known = self._X if self._D is None else torch.cat([self._X, self._D], 1)
-        W = R if self._M is None else (self._M @ R.T.to(self._M.dtype)).T.to(R.dtype)
+        W = R / unit(R, 1)
+        if self._M is not None:
+            W = (self._M @ W.T.to(self._M.dtype)).T.to(R.dtype)
         W = self._orthonormal(W, known)
         if not len(W):  # nothing new in the residuals: a random direction
             W = self._orthonormal(self._random(), known)
@@ -146,19 +149,19 @@ class LOBPCG:
 
     def _error(self, X: Tensor, R: Tensor) -> Tensor:
         """Residuals relative to the norm of the matrix."""
-        scale = max(self._norm, torch.finfo(R.dtype).tiny)
-        error: Tensor = R.norm(dim=1) / (scale * X[0].norm(dim=1))
-        return error
+        scale = self._norm or 1.0  # of the zero matrix every residual is zero
+        return norms(R, 1) / (scale * norms(X[0], 1))
 
     def _ritz(self, S: Tensor) -> tuple[Tensor, Tensor]:
         """Ritz values, the wanted end first, and their coefficients."""
         T = S[0] @ S[1].T
-        theta, C = torch.linalg.eigh(-self._sign * (T + T.T) / 2)
-        return -self._sign * theta, C
+        size = unit(T)
+        theta, C = torch.linalg.eigh(-self._sign * (T + T.T) / (2 * size))
+        return -self._sign * theta * size, C
 
     def _with_products(self, V: Tensor, multiply: Products) -> Tensor:
         AV = multiply(V).to(V.dtype)
-        self._norm = max(self._norm, float((AV.norm(dim=1) / V.norm(dim=1)).max()))
+        self._norm = max(self._norm, float((norms(AV, 1) / norms(V, 1)).max()))
         return torch.stack([V, AV] if self._P is None else [V, AV, self._times_P(V)])
 
     def _orthonormal(self, W: Tensor, known: Tensor | None = None) -> Tensor:
@@ -166,8 +169,8 @@ class LOBPCG:
         for _ in range(3):
             if known is not None:
                 W = W - (W @ self._in_P(known).T) @ known[0]
-            W = W[W.norm(dim=1) > 0]
-            W = W / W.norm(dim=1, keepdim=True)
+            W = W[(W != 0).any(1)]
+            W = W / norms(W, 1)[:, None]
             G = W @ (W if self._P is None else self._times_P(W)).T
             if bool((G.diagonal() <= 0).any()):
                 raise ValueError(

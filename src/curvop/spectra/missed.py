@@ -78,7 +78,7 @@ class Chain:
         if krylov.q == 0:
             return True  # all that the vector has parts in was seen
         theta, _, residuals = krylov.ritz()
-        settled = math.sqrt(self.slack * float(theta[-1] - theta[0]))
+        settled = math.sqrt(self.slack) * math.sqrt(float(theta[-1] - theta[0]))
         for end, x in ((0, self.low), (-1, self.high)):
             if math.isinf(x) or float(residuals[end]) <= settled:
                 continue

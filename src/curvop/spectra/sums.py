@@ -6,8 +6,12 @@ at five million, measured). Parts are summed by it, and their sums in double pre
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from curvop.scaling import unit
 
 PART = 2**12
 
@@ -27,6 +31,15 @@ def dot(v: Tensor, w: Tensor) -> float:
 
 def norm(w: Tensor) -> float:
     """``‖w‖``."""
+    size, limits = _norm(w), torch.finfo(w.dtype)
+    # no square has over- or underflown, other than such that rounding hides
+    if limits.tiny**0.5 / limits.eps < size < math.inf:
+        return size
+    power = unit(w)
+    return _norm(w / power) * float(power)
+
+
+def _norm(w: Tensor) -> float:
     if _is_exact(w):
         return float(torch.linalg.vector_norm(w))
     parts = torch.stack([torch.linalg.vector_norm(part) for part in w.split(PART)])

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from curvop.operators import as_operator
+from curvop.operators import LinearOperator, as_operator
+from curvop.scaling import norms, unit
 from curvop.spectra import problem
 from curvop.spectra.eigsh import eigsh
 
@@ -53,7 +54,8 @@ def svds(
     from the largest eigenvalues of ``AᵀA`` or ``AAᵀ``, whichever is smaller, by
     :func:`eigsh`, and the singular values of ``A`` on the subspace found. Squaring
     halves the digits of small values: the error of ``σ`` is of the order of rounding
-    times ``σ₁²/σ``, so that values below ``√eps σ₁`` are noise.
+    times ``σ₁²/σ``, so that values below ``√eps σ₁`` are noise. One product with a random
+    vector finds the order of ``‖A‖``, over which ``A`` is taken: its square may overflow.
 
     Args:
         A: An operator ``[M, N]``, or whatever :func:`as_operator` understands.
@@ -78,6 +80,8 @@ def svds(
     """
     A = as_operator(A)
     k = problem.integer(k, "k", 1, min(A.shape))
+    size = _size(A)
+    A = A / size
     if A.shape[0] < A.shape[1]:
         A, transposed = A.T, True
     else:
@@ -99,7 +103,17 @@ def svds(
     V = (pairs.vectors.to(kind) @ W.T).to(A.dtype)
     U = U.to(A.dtype)
     # A V = U Σ holds by construction; what is left of AᵀU is the residual
-    residuals = torch.linalg.vector_norm((A.T @ U - V * values).to(kind), dim=0)
-    num_matvecs = 2 * pairs.num_matvecs + 2 * len(values)
+    residuals = norms((A.T @ U - V * values).to(kind), 0)
+    num_matvecs = 1 + 2 * pairs.num_matvecs + 2 * len(values)
     left, right = (V, U) if transposed else (U, V)
-    return SingularTriplets(left, values, right, residuals, pairs.status, num_matvecs)
+    return SingularTriplets(
+        left, values * size, right, residuals * size, pairs.status, num_matvecs
+    )
+
+
+def _size(A: LinearOperator) -> float:
+    """A power of two of the order of ``‖A‖``, by one product: ``AᵀA`` is a square in A."""
+    N = A.shape[1]
+    v = torch.randn(N, generator=Generator().manual_seed(N), dtype=torch.float64)
+    Av = (A @ v.to(A.device, A.dtype)).detach()
+    return float(unit(Av)) if bool((Av != 0).any() & Av.isfinite().all()) else 1.0

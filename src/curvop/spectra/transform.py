@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +22,14 @@ class Transform:
     Attributes:
         B: ``A``, or ``A⁻¹``, or ``P^(-1/2) A P^(-1/2)``.
         inverted: Whether ``θ = 1/λ``.
-        root: ``P^(-1/2)`` as a vector ``[N]``, if ``x = P^(-1/2) u``.
+        root: ``P^(-1/2)`` as a vector ``[N]``, if ``x = P^(-1/2) u``; of the order of one.
+        size: A power of four that ``P`` is taken over in it.
     """
 
     B: LinearOperator
     inverted: bool = False
     root: Tensor | None = None
+    size: float = 1.0
 
     @classmethod
     def of(
@@ -54,9 +57,10 @@ class Transform:
                 f"Expected a P with positive entries, got {float(d.min()):.3g} as the "
                 "smallest. Add a damping term."
             )
-        root = d.rsqrt()
+        size = 4.0 ** (math.frexp(float(d.max()))[1] // 2)
+        root = (d / size).rsqrt()
         D = DiagonalLinearOperator(root)
-        return cls(D @ A @ D, root=root)
+        return cls(D @ A @ D, root=root, size=size)
 
     @property
     def plain(self) -> bool:
@@ -65,7 +69,7 @@ class Transform:
 
     def values(self, theta: Tensor) -> Tensor:
         """``λ``."""
-        return 1 / theta if self.inverted else theta
+        return 1 / theta if self.inverted else theta / self.size
 
     def start(self, V: Tensor | None) -> Tensor | None:
         """Start vectors of the standard problem, as rows."""
@@ -75,4 +79,4 @@ class Transform:
         """Eigenvectors of the problem, as rows, in place."""
         if self.root is not None:
             for x in X:
-                x *= self.root
+                x *= self.root / self.size**0.5
