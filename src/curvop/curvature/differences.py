@@ -139,7 +139,7 @@ class Differences:
             advice = "" if dtype is torch.float64 else "; convert to float64"
             raise InaccurateError(
                 f"differences of first derivatives do not converge in {str(dtype)[6:]} "
-                f"(two steps differ by {error:.0e} relative: a kink or jump nearby?){advice}"
+                f"(two steps differ by {error:.0e} relative: is there a kink?){advice}"
             )
         self.error = max(self.error, error)
         return [b[None] for b in best]
@@ -161,7 +161,8 @@ def _values(f: Differentiable, at: Parameters) -> tuple[tuple[Tensor, ...], Aux]
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     lengths = torch.stack([torch.linalg.vector_norm(t.detach().double()) for t in tensors])
-    return torch.linalg.vector_norm(lengths)
+    length: Tensor = torch.linalg.vector_norm(lengths)
+    return length
 
 
 class _HeldPadding(TorchFunctionMode):
