@@ -6,7 +6,7 @@ import copy
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from curvop.curvature.columns import (
     trailing,
 )
 from curvop.curvature.data import Data
+from curvop.curvature.determinism import check_dependence
 from curvop.curvature.determinism import check_deterministic as check
 from curvop.curvature.differentiation import (
     Aux,
@@ -32,10 +33,12 @@ from curvop.curvature.differentiation import (
 )
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.losses import Loss, as_loss
-from curvop.curvature.parameters import as_parameters
+from curvop.curvature.parameters import Given, as_parameters
+from curvop.curvature.reading import settled
 from curvop.curvature.reduction import Divisor, total_divisor
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.symmetry import check_symmetric
+from curvop.curvature.unpacking import Unpack, takes_weight
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
 
@@ -59,12 +62,19 @@ class CurvatureLinearOperator(LinearOperator):
     Args:
         model_func: An ``nn.Module``; a callable ``X -> prediction`` over the given
             parameters; or, with ``params`` a dict, a callable
-            ``(params, X) -> prediction``. Left exactly as found.
-        loss_func: A torch loss module, or a callable ``(prediction, y) -> scalar``.
-        params: List of tensors (their order is the order of the blocks) or dict from
-            names to tensors. Other parameters of the model are constants.
+            ``(params, X) -> prediction``. Left exactly as found. Of a prediction with
+            an attribute ``logits``, as in ``transformers``, those are taken.
+        loss_func: A torch loss module, or a callable ``(prediction, y) -> scalar``; or
+            ``(prediction, y, weight)``, for batches with weights. It may have parameters
+            of its own, and depend on those of the model: the Hessian and the empirical
+            Fisher follow, matrices of the prediction alone refuse.
+        params: List of tensors (their order is the order of the blocks), dict from names
+            to tensors, or ``model.named_parameters()``; a module stands for all of its
+            parameters that require a gradient. Other parameters are constants.
         data: A re-iterable of mini-batches ``(X, y)``: tensors, or nested tuples, lists
-            and mappings of tensors. They are moved to the device of the parameters.
+            and mappings of tensors, taken as constants and moved to the device of the
+            parameters. Of a mapping with an entry ``labels``, ``targets``, ``target`` or
+            ``y``, that is ``y``, and ``X`` the mapping without it.
         progressbar: Show a bar over the mini-batches of each product.
         check_deterministic: Pass over the data twice on construction and compare loss
             and gradient; also checks what is assumed about a loss of your own.
@@ -87,6 +97,7 @@ class CurvatureLinearOperator(LinearOperator):
             ``"backpack"`` (double backward over one graph: any op, any callable), or
             ``"auto"``: the first that the model supports, with a warning when that is
             the second.
+        unpack: For batches in another form: function of a batch that returns ``(X, y)``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -98,8 +109,8 @@ class CurvatureLinearOperator(LinearOperator):
         self,
         model_func: nn.Module | Callable[..., Any],
         loss_func: Callable[[Any, Any], Tensor],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
-        data: Iterable[tuple[Any, Any]],
+        params: Given,
+        data: Iterable[Any],
         *,
         progressbar: bool = False,
         check_deterministic: bool = True,
@@ -110,8 +121,9 @@ class CurvatureLinearOperator(LinearOperator):
         chunk_size: ChunkSize = "auto",
         process_group: ProcessGroup | None = None,
         differentiation: Way = "auto",
+        unpack: Unpack | None = None,
     ) -> None:
-        self._parameters = as_parameters(model_func, params)
+        self._parameters = as_parameters(model_func, params, loss_func)
         self._loss = as_loss(loss_func, reduction)
         self._data = Data(
             data,
@@ -120,6 +132,9 @@ class CurvatureLinearOperator(LinearOperator):
             batch_size_fn,
             progressbar,
             may_be_empty=process_group is not None,
+            unpack=unpack,
+            takes_weight=takes_weight(loss_func),
+            params=self._parameters.tensors,
         )
         super().__init__(
             self._parameters.space,
@@ -134,6 +149,9 @@ class CurvatureLinearOperator(LinearOperator):
         self._process_group = process_group
         self._blocks = _as_blocks(block_sizes, len(self._parameters.tensors))
         _warn_of_batch_statistics(model_func, self._data)
+        if check_deterministic:
+            with surroundings(self._data):
+                self._parameters = settled(self)
         self._ways: tuple[RiskDifferentiation, ...]
         self._ways = candidates(differentiation, self._parameters)
         if check_deterministic:
@@ -254,6 +272,8 @@ class CurvatureLinearOperator(LinearOperator):
                 return M
             *product, loss, share = self._sum_over_batches(V)
             Z = self._divisor(loss, share)
+            if not any(bool(b.any()) for b in product):
+                check_dependence(self)
             return trailing([b.div_(Z).to(self.dtype) for b in product])
 
     def _divisor(self, loss: Tensor, share: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvop.curvature import nested
 from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.graph import check_used, gradient
+from curvop.curvature.graph import UNUSED, depends, gradient
 from curvop.curvature.probing import differ, probe, tolerance
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def check_deterministic(
     two = [b.to(op.dtype) for b in two]
     first, settled = gradient_over_data(op, two)
     settled._divisor(*first[-2:])
+    if not any(bool(b.any()) for b in first[:-2]):
+        check_dependence(settled)
     second, _ = gradient_over_data(settled)
     # summed in single precision at least, but computed in that of the parameters
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
@@ -88,10 +90,8 @@ def gradient_over_data(
     with failing_together(size, op._process_group, op.dtype, op.device):
         for X, y in op._data.batches("determinism check"):
             if probes is not None:
-                op, (product, _) = op._matmat_one(X, y, probes, is_probe=True)
+                op, _ = op._matmat_one(X, y, probes, is_probe=True)
                 probes = None
-                if not any(bool(b.any()) for b in product):
-                    check_closure(op)
             with torch.enable_grad(), op._parameters.leaves() as params:
                 prediction = op._predict(params, X)
                 loss = op._loss.total(prediction, y)
@@ -105,18 +105,31 @@ def gradient_over_data(
     return all_reduce(sums, op._process_group), op
 
 
-def check_closure(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:
-    """Tell a zero matrix from that of a closure over other tensors.
+def check_dependence(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:
+    """Tell a zero matrix from that of a model that does not use its parameters.
+
+    Costs the passes up to the first batch that depends on one: meant for when a gradient
+    or product is zero.
 
     Raises:
-        ValueError: If the closure uses none of the parameters.
+        ValueError: If no batch depends on any.
     """
-    if op._parameters.functional:
-        return
-    for X, _ in op._data.batches("first batch"):
-        with torch.enable_grad(), op._parameters.leaves() as params:
-            check_used(op._predict(params, X), op._parameters)
-        return
+    group, loss = (getattr(op, name, None) for name in ("_process_group", "_loss"))
+    at = op._parameters
+    is_used = torch.zeros((), dtype=torch.float64, device=at.device)
+    with failing_together(1, group, is_used.dtype, at.device):
+        for X, y in op._data.batches("are parameters used?"):
+            with torch.enable_grad(), at.leaves() as params:
+                prediction = op._predict(params, X)
+                outputs = nested.differentiable(prediction)
+                if loss is not None and at.read:
+                    outputs = (*outputs, loss.total(prediction, y))
+                if depends(outputs, params):
+                    is_used += 1
+                    break
+    (is_used,) = all_reduce([is_used], group)
+    if not bool(is_used):
+        raise ValueError(UNUSED)
 
 
 def differences(first: list[Tensor], second: list[Tensor], rounding: float) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 
 from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import NonDeterministicError, check_closure
+from curvop.curvature.determinism import NonDeterministicError, check_dependence
 from curvop.curvature.differentiation import (
     Aux,
     Differentiable,
@@ -21,9 +21,10 @@ from curvop.curvature.differentiation import (
     candidates,
     first_that_works,
 )
-from curvop.curvature.parameters import as_parameters
+from curvop.curvature.parameters import Given, as_parameters
 from curvop.curvature.probing import differ, probe
 from curvop.curvature.surroundings import surroundings
+from curvop.curvature.unpacking import Unpack
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks, Space
@@ -53,6 +54,7 @@ class JacobianLinearOperator(LinearOperator):
         batch_size_fn: Function of ``X`` that tells the number of data in a batch.
         chunk_size: As for :class:`CurvatureLinearOperator`.
         differentiation: As for :class:`CurvatureLinearOperator`.
+        unpack: As for :class:`CurvatureLinearOperator`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -68,8 +70,8 @@ class JacobianLinearOperator(LinearOperator):
     def __init__(
         self,
         model_func: nn.Module | Callable[..., Any],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
-        data: Iterable[tuple[Any, Any]],
+        params: Given,
+        data: Iterable[Any],
         *,
         progressbar: bool = False,
         check_deterministic: bool = True,
@@ -77,11 +79,20 @@ class JacobianLinearOperator(LinearOperator):
         batch_size_fn: Callable[[Any], int] | None = None,
         chunk_size: ChunkSize = "auto",
         differentiation: Way = "auto",
+        unpack: Unpack | None = None,
     ) -> None:
         check_chunk_size(chunk_size)
         parameters = as_parameters(model_func, params)
         self._parameters = parameters
-        self._data = Data(data, parameters.device, num_data, batch_size_fn, progressbar)
+        self._data = Data(
+            data,
+            parameters.device,
+            num_data,
+            batch_size_fn,
+            progressbar,
+            unpack=unpack,
+            params=parameters.tensors,
+        )
         self._ways = candidates(differentiation, parameters)
         self._chunk_size = chunk_size
         # what the methods below need before the codomain is known
@@ -130,7 +141,9 @@ class JacobianLinearOperator(LinearOperator):
         with surroundings(self._data):
             V = leading(M)
             parts = [part for part, _ in self._push(V)]
-        out = torch.cat([part.flatten(1) for part in parts], 1)  # [K, N·C]
+            out = torch.cat([part.flatten(1) for part in parts], 1)  # [K, N·C]
+            if not bool(out.any()):
+                check_dependence(self)
         self._check_rows(out.shape[1])
         return trailing([out.reshape(-1, *self.codomain[0])])
 
@@ -146,6 +159,8 @@ class JacobianLinearOperator(LinearOperator):
                 for total, p in zip(sums, part, strict=True):
                     total += p
                 row += used
+            if not any(bool(total.any()) for total in sums):
+                check_dependence(self)
         self._check_rows(row)
         return trailing(sums)
 
@@ -225,7 +240,7 @@ class JacobianLinearOperator(LinearOperator):
                 f"Two passes over the data have {len(first)} and {len(second)} batches."
             )
         if not any(bool(part.any()) for part, _ in first):
-            check_closure(self)
+            check_dependence(self)
         return _rows([part.shape[1:] for part, _ in first])
 
     def _count_rows(self) -> Size:
@@ -275,8 +290,8 @@ class TransposedJacobianLinearOperator(LinearOperator):
     def __init__(
         self,
         model_func: nn.Module | Callable[..., Any],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
-        data: Iterable[tuple[Any, Any]],
+        params: Given,
+        data: Iterable[Any],
         **options: Any,
     ) -> None:
         J = JacobianLinearOperator(model_func, params, data, **options)

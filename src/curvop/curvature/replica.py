@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature import nested
-from curvop.curvature.parameters import Parameters, constant, unwrapped
+from curvop.curvature.parameters import Parameters, constant, predicted, unwrapped
 from curvop.curvature.substitution import (
     Slot,
     buffer_slots,
@@ -58,8 +58,8 @@ class Replica:
         """The prediction; buffers stay as they are."""
         with copied(self.slots):
             if isinstance(self.model, nn.Module) or not isinstance(self.params, dict):
-                return self.model(self.X)
-            return self.model(self.params, self.X)
+                return predicted(self.model(self.X))
+            return predicted(self.model(self.params, self.X))
 
 
 def replica(
@@ -183,9 +183,10 @@ def _function(f: FunctionType, memo: dict[int, Any]) -> Any:
     cells = f.__closure__ or ()
     new = tuple(CellType() for _ in cells)
     scope = dict(f.__globals__)
-    g = FunctionType(f.__code__, scope, f.__name__, f.__defaults__, new)
-    g.__kwdefaults__, g.__module__ = f.__kwdefaults__, f.__module__
+    g = FunctionType(f.__code__, scope, f.__name__, None, new)
     memo[id(f)] = g  # before its contents, which may refer to it
+    g.__defaults__, g.__module__ = duplicate(f.__defaults__, memo), f.__module__
+    g.__kwdefaults__ = duplicate(f.__kwdefaults__, memo)
     for cell, old in zip(new, cells, strict=True):
         cell.cell_contents = duplicate(old.cell_contents, memo)
     for name, value in inspect.getclosurevars(f).globals.items():

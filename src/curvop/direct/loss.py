@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from curvop.curvature import nested
 from curvop.curvature.composed_losses import composed
+from curvop.curvature.losses import kind_of
 from curvop.curvature.substitution import buffer_slots, substituted
 from curvop.direct.double_backward import gradient, second
 from curvop.direct.layers import in_double
@@ -92,7 +93,7 @@ def terminal_cost(
 
 def _num_independent(loss_func: object, prediction: Tensor) -> int:
     """Into how many groups of outputs, one after another, the loss falls apart."""
-    is_separable = type(loss_func) in _SEPARABLE and prediction.ndim > 1
+    is_separable = kind_of(loss_func) in _SEPARABLE and prediction.ndim > 1
     return len(prediction) if is_separable else 1
 
 

@@ -1,0 +1,71 @@
+"""Losses that depend on parameters by themselves, not only by the prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from curvop.curvature import nested
+from curvop.curvature.losses import Loss
+from curvop.curvature.parameters import Parameters
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+
+
+def settled(op: CurvatureLinearOperator) -> Parameters:
+    """The parameters, once the first batch has shown whether the loss depends on them."""
+    at = op._parameters
+    if at.read and at.unread is not None:
+        for X, y in op._data.batches("does the loss read parameters?"):
+            return at if _read(op, X, y) else at.unread
+    return at
+
+
+def refuse_reading(op: CurvatureLinearOperator, X: Any, y: Any) -> None:
+    """Refuse a loss of more than the prediction, for matrices that are of that alone.
+
+    Raises:
+        ValueError: If the loss depends on parameters at a fixed prediction.
+    """
+    if op._parameters.read:
+        refuse(_read(op, X, y), op._parameters)
+
+
+def refuse(positions: Sequence[int], at: Parameters) -> None:
+    """Name the parameters at these positions, if there are any.
+
+    Raises:
+        ValueError: If there are.
+    """
+    if not positions:
+        return
+    names = [str(i) if at.names is None else repr(at.names[i]) for i in positions]
+    raise ValueError(
+        "Expected a loss that depends on parameters by the prediction alone, as GGN and "
+        f"Fisher do; this one also depends on the parameters {', '.join(names[:3])}"
+        f"{' …' * (len(names) > 3)} by itself (weight decay? parameters of its own?). Take "
+        "the Hessian; or leave c ‖θ‖² out of the loss and add its matrix, as in G + 2 * c "
+        "* IdentityLinearOperator.like(G); or leave the loss's own parameters out of "
+        "params."
+    )
+
+
+def read_by(loss: Loss, params: Sequence[Tensor], prediction: Any, y: Any) -> list[int]:
+    """Positions of the parameters that a loss depends on at a fixed prediction."""
+    with torch.enable_grad():
+        total = loss.total(nested.map_tensors(Tensor.detach, prediction), y)
+    if not total.requires_grad:
+        return []
+    slopes = torch.autograd.grad(total, params, allow_unused=True)
+    return [i for i, slope in enumerate(slopes) if slope is not None]
+
+
+def _read(op: CurvatureLinearOperator, X: Any, y: Any) -> list[int]:
+    with op._parameters.leaves() as params:
+        with torch.no_grad():
+            prediction = op._predict(params, X)
+        return read_by(op._loss, params, prediction, y)
