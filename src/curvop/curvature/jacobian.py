@@ -24,6 +24,7 @@ from curvop.curvature.differentiation import (
 from curvop.curvature.parameters import Given, as_parameters
 from curvop.curvature.probing import differ, probe
 from curvop.curvature.surroundings import surroundings
+from curvop.curvature.symmetry import check_adjoint
 from curvop.curvature.unpacking import Unpack
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator
@@ -201,7 +202,11 @@ class JacobianLinearOperator(LinearOperator):
         f = self._function(X)
         (part,) = way.jvp(f, self._parameters, V, self._chunk_size)
         if pull:
-            way.vjp(f, self._parameters, lambda _: [part], self._chunk_size)
+            pulled = way.vjp(f, self._parameters, lambda _: [part], self._chunk_size)
+            if not any(bool(b.any()) for b in pulled):
+                check_dependence(self)
+            if way is not self._ways[-1]:
+                check_adjoint(V, [part], pulled)
         return part.to(self._dtype)
 
     def _function(self, X: Any) -> Differentiable:
