@@ -136,18 +136,16 @@ def test_hooks_that_reduce(cls: Any, check_deterministic: bool) -> None:
     loss.register_forward_hook(lambda module, inputs, out: 5 * out.mean())
     net = network()
     message = "returns a scalar for reduction='none'"
+    options = {"check_deterministic": check_deterministic}
     with pytest.raises(ValueError, match=message):
-        A = cls(
-            net, loss, list(net.parameters()), DATA, check_deterministic=check_deterministic
-        )
-        A.to_dense()
+        cls(net, loss, list(net.parameters()), DATA, **options).to_dense()
 
 
 @pytest.mark.parametrize("fisher_type", ["mc", "empirical"])
 def test_fishers_of_a_replaced_forward(fisher_type: Any) -> None:
     """Neither the distribution nor the terms of torch's formula are those of this one."""
     net = network()
-    with pytest.raises((ValueError, TypeError), match="is not known|unreduced terms"):
+    with pytest.raises((ValueError, TypeError), match=r"is not known|unreduced terms"):
         KFACLinearOperator(
             net, replaced(), [*net.parameters()], DATA, fisher_type=fisher_type
         )

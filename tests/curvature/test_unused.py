@@ -62,8 +62,12 @@ def product(A: Any) -> Any:
     return A @ torch.ones(A.shape[1], dtype=torch.float64)
 
 
+told_after = pytest.mark.filterwarnings("ignore:torch.func does not support this model")
+
+
 @of_all
 @checks
+@told_after
 @pytest.mark.parametrize("form", ["module", "closure"])
 @pytest.mark.parametrize("how", ["detached", "no_grad"])
 def test_cut_off(cls: Any, how: str, form: str, check_deterministic: bool) -> None:
@@ -72,10 +76,9 @@ def test_cut_off(cls: Any, how: str, form: str, check_deterministic: bool) -> No
     model = Cut(how)
     function = model if form == "module" else (lambda x: model(x))
     params = list(model.parameters())
+    options = {"check_deterministic": check_deterministic}
     with pytest.raises(ValueError, match=MESSAGE):
-        product(
-            build(cls, function, CE, params, DATA, check_deterministic=check_deterministic)
-        )
+        product(build(cls, function, CE, params, DATA, **options))
 
 
 @of_all
@@ -87,6 +90,7 @@ def test_only_parameters_that_are_not_used(cls: Any, check_deterministic: bool) 
         product(build(cls, model, CE, model.idle, DATA, **options))
 
 
+@told_after
 @pytest.mark.parametrize("how", ["detached", "no_grad"])
 def test_what_follows_from_operators(how: str) -> None:
     """Without the check they are told when first needed."""

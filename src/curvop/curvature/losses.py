@@ -289,8 +289,8 @@ def _transparent(
         if not _close(value, expected):
             raise ValueError(
                 f"{_name(loss_func)} with reduction={reduction!r} gives "
-                f"{float(value):.6g}, but the sum of its terms divided by their number "
-                f"gives {float(expected):.6g}. Pass reduction=<callable (prediction, y) "
+                f"{float(value.detach()):.6g}, but the sum of its terms divided by their number "
+                f"gives {float(expected.detach()):.6g}. Pass reduction=<callable (prediction, y) "
                 "-> what the loss divides by>."
             )
 

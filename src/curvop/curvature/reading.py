@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,40 +32,54 @@ def refuse_reading(op: CurvatureLinearOperator, X: Any, y: Any) -> None:
         ValueError: If the loss depends on parameters at a fixed prediction.
     """
     if op._parameters.read:
-        refuse(_read(op, X, y), op._parameters)
+        refuse(_read(op, X, y))
 
 
-def refuse(positions: Sequence[int], at: Parameters) -> None:
-    """Name the parameters at these positions, if there are any.
+def refuse(names: Sequence[str]) -> None:
+    """Name the parameters that a loss depends on by itself, if there are any.
 
     Raises:
         ValueError: If there are.
     """
-    if not positions:
-        return
-    names = [str(i) if at.names is None else repr(at.names[i]) for i in positions]
-    raise ValueError(
-        "Expected a loss that depends on parameters by the prediction alone, as GGN and "
-        f"Fisher do; this one also depends on the parameters {', '.join(names[:3])}"
-        f"{' …' * (len(names) > 3)} by itself (weight decay? parameters of its own?). Take "
-        "the Hessian; or leave c ‖θ‖² out of the loss and add its matrix, as in G + 2 * c "
-        "* IdentityLinearOperator.like(G); or leave the loss's own parameters out of "
-        "params."
-    )
+    if names:
+        raise ValueError(
+            "Expected a loss that depends on parameters by the prediction alone, as GGN "
+            "and Fisher do; this one also depends on the parameters "
+            f"{', '.join(names[:3])}{' …' * (len(names) > 3)} by itself (weight decay? "
+            "parameters of its own?). Take HessianLinearOperator; or leave c ‖θ‖² out of "
+            "the loss and add its matrix, as in G + 2 * c * IdentityLinearOperator.like(G); or "
+            "leave the loss's own parameters out of params."
+        )
 
 
-def read_by(loss: Loss, params: Sequence[Tensor], prediction: Any, y: Any) -> list[int]:
-    """Positions of the parameters that a loss depends on at a fixed prediction."""
+def read_by(
+    loss: Loss, at: Parameters, params: Sequence[Tensor], prediction: Any, y: Any
+) -> list[str]:
+    """Names of the parameters that a loss depends on at a fixed prediction.
+
+    Args:
+        loss: The loss.
+        at: The parameters, for their names.
+        params: Them as leaves.
+        prediction: The model's.
+        y: Targets.
+    """
     with torch.enable_grad():
         total = loss.total(nested.map_tensors(Tensor.detach, prediction), y)
+    names = at.names or tuple(map(str, range(len(params))))
+    return dependent(total, dict(zip(names, params, strict=True)))
+
+
+def dependent(total: Tensor, params: Mapping[str, Tensor]) -> list[str]:
+    """Names of the parameters that a number depends on."""
     if not total.requires_grad:
         return []
-    slopes = torch.autograd.grad(total, params, allow_unused=True)
-    return [i for i, slope in enumerate(slopes) if slope is not None]
+    slopes = torch.autograd.grad(total, list(params.values()), allow_unused=True)
+    return [repr(n) for n, slope in zip(params, slopes, strict=True) if slope is not None]
 
 
-def _read(op: CurvatureLinearOperator, X: Any, y: Any) -> list[int]:
+def _read(op: CurvatureLinearOperator, X: Any, y: Any) -> list[str]:
     with op._parameters.leaves() as params:
         with torch.no_grad():
             prediction = op._predict(params, X)
-        return read_by(op._loss, params, prediction, y)
+        return read_by(op._loss, op._parameters, params, prediction, y)

@@ -124,7 +124,8 @@ def _free_bytes(device: torch.device) -> int | None:
 def _insert(module: nn.Module, names: Sequence[str] | None, leaves: list[Tensor]) -> None:
     """Put the leaves where the copy keeps its parameters, tied ones in every place."""
     everything = dict(module.named_parameters())
-    leaf_of = {id(everything[n]): q for n, q in zip(names or (), leaves, strict=True)}
+    pairs = zip(names or (), leaves, strict=True)
+    leaf_of = {id(everything[n]): q for n, q in pairs if n in everything}
     for (table, key), p in parameter_slots(module):
         table[key] = leaf_of.get(id(p), p)
 

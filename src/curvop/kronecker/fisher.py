@@ -125,8 +125,8 @@ class Fisher:
                 outputs = nested.differentiable(prediction)
                 is_used = capture.look_at(outputs)
                 if is_first and self.parameters.read:
-                    found = read_by(self.loss, params, prediction, y)
-                    refuse(found, self.parameters)
+                    at = self.parameters
+                    refuse(read_by(self.loss, at, params, prediction, y))
                 with torch.no_grad():
                     loss = self.loss.total(prediction, y)
                     share = self.loss.divisor(prediction, y)
