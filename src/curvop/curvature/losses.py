@@ -287,10 +287,11 @@ def _transparent(
         value, Z = reduced(reduction)(prediction, y), divisor(prediction, y)
         expected = t.sum() if reduction == "sum" else t.sum() / Z
         if not _close(value, expected):
+            got, sum_of_terms = (float(t.detach()) for t in (value, expected))
             raise ValueError(
                 f"{_name(loss_func)} with reduction={reduction!r} gives "
-                f"{float(value.detach()):.6g}, but the sum of its terms divided by their number "
-                f"gives {float(expected.detach()):.6g}. Pass reduction=<callable (prediction, y) "
+                f"{got:.6g}, but the sum of its terms divided by their number "
+                f"gives {sum_of_terms:.6g}. Pass reduction=<callable (prediction, y) "
                 "-> what the loss divides by>."
             )
 

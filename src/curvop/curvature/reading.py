@@ -47,8 +47,9 @@ def refuse(names: Sequence[str]) -> None:
             "and Fisher do; this one also depends on the parameters "
             f"{', '.join(names[:3])}{' …' * (len(names) > 3)} by itself (weight decay? "
             "parameters of its own?). Take HessianLinearOperator; or leave c ‖θ‖² out of "
-            "the loss and add its matrix, as in G + 2 * c * IdentityLinearOperator.like(G); or "
-            "leave the loss's own parameters out of params."
+            "the loss and add its matrix, as in G + 2 * c * "
+            "IdentityLinearOperator.like(G); or leave the loss's own parameters out of "
+            "params."
         )
 
 
