@@ -186,6 +186,14 @@ def test_a_lazy_parameter_by_itself() -> None:
         HessianLinearOperator(lambda p, x: x, CE, {"w": lazy}, DATA)
 
 
+@of_all
+def test_modules_compiled_in_place(cls: Any) -> None:
+    """What was compiled belongs to the module's own tensors."""
+    net = network()
+    net.compile(backend="eager")
+    check(cls, net, net)
+
+
 def test_preflight() -> None:
     net = network()
 

@@ -50,6 +50,7 @@ def mirrored(
             return copies[id(m)]
         new = copies[id(m)] = object.__new__(type(m))
         state = dict(m.__dict__)
+        state.pop("_compiled_call_impl", None)  # by module.compile(): calls the original
         state["_parameters"] = {
             key: None if p is None else parameter(id(m), key, p)
             for key, p in m._parameters.items()
