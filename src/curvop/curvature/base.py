@@ -22,7 +22,7 @@ from curvop.curvature.columns import (
     trailing,
 )
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import check_dependence
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.determinism import check_deterministic as check
 from curvop.curvature.differentiation import (
     Aux,
@@ -273,7 +273,9 @@ class CurvatureLinearOperator(LinearOperator):
             *product, loss, share = self._sum_over_batches(V)
             Z = self._divisor(loss, share)
             if not any(bool(b.any()) for b in product):
-                check_dependence(self)
+                check_dependence(
+                    self._parameters, self._data, self._loss, self._process_group
+                )
             return trailing([b.div_(Z).to(self.dtype) for b in product])
 
     def _divisor(self, loss: Tensor, share: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import nested
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.graph import UNUSED, depends, gradient
+from curvop.curvature.graph import gradient
 from curvop.curvature.probing import differ, probe, tolerance
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
     from curvop.curvature.differentiation import RiskDifferentiation
-    from curvop.curvature.jacobian import JacobianLinearOperator
     from curvop.operators.layout import Blocks
 
 
@@ -51,7 +51,7 @@ def check_deterministic(
     first, settled = gradient_over_data(op, two)
     settled._divisor(*first[-2:])
     if not any(bool(b.any()) for b in first[:-2]):
-        check_dependence(settled)
+        check_dependence(op._parameters, op._data, op._loss, op._process_group)
     second, _ = gradient_over_data(settled)
     # summed in single precision at least, but computed in that of the parameters
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
@@ -103,33 +103,6 @@ def gradient_over_data(
             for total, part in zip(sums, parts, strict=True):
                 total += part.detach()
     return all_reduce(sums, op._process_group), op
-
-
-def check_dependence(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:
-    """Tell a zero matrix from that of a model that does not use its parameters.
-
-    Costs the passes up to the first batch that depends on one: meant for when a gradient
-    or product is zero.
-
-    Raises:
-        ValueError: If no batch depends on any.
-    """
-    group, loss = (getattr(op, name, None) for name in ("_process_group", "_loss"))
-    at = op._parameters
-    is_used = torch.zeros((), dtype=torch.float64, device=at.device)
-    with failing_together(1, group, is_used.dtype, at.device):
-        for X, y in op._data.batches("are parameters used?"):
-            with torch.enable_grad(), at.leaves() as params:
-                prediction = op._predict(params, X)
-                outputs = nested.differentiable(prediction)
-                if loss is not None and at.read:
-                    outputs = (*outputs, loss.total(prediction, y))
-                if depends(outputs, params):
-                    is_used += 1
-                    break
-    (is_used,) = all_reduce([is_used], group)
-    if not bool(is_used):
-        raise ValueError(UNUSED)
 
 
 def differences(first: list[Tensor], second: list[Tensor], rounding: float) -> list[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -11,7 +12,8 @@ from torch import Size, Tensor, nn
 
 from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import NonDeterministicError, check_dependence
+from curvop.curvature.dependence import check_dependence
+from curvop.curvature.determinism import NonDeterministicError
 from curvop.curvature.differentiation import (
     Aux,
     Differentiable,
@@ -23,6 +25,7 @@ from curvop.curvature.differentiation import (
 )
 from curvop.curvature.parameters import Given, as_parameters
 from curvop.curvature.probing import differ, probe
+from curvop.curvature.randomness import preserved
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.symmetry import check_adjoint
 from curvop.curvature.unpacking import Unpack
@@ -144,7 +147,7 @@ class JacobianLinearOperator(LinearOperator):
             parts = [part for part, _ in self._push(V)]
             out = torch.cat([part.flatten(1) for part in parts], 1)  # [K, N·C]
             if not bool(out.any()):
-                check_dependence(self)
+                check_dependence(self._parameters, self._data)
         self._check_rows(out.shape[1])
         return trailing([out.reshape(-1, *self.codomain[0])])
 
@@ -161,7 +164,7 @@ class JacobianLinearOperator(LinearOperator):
                     total += p
                 row += used
             if not any(bool(total.any()) for total in sums):
-                check_dependence(self)
+                check_dependence(self._parameters, self._data)
         self._check_rows(row)
         return trailing(sums)
 
@@ -200,11 +203,13 @@ class JacobianLinearOperator(LinearOperator):
     def _push_batch(self, way: Differentiation, X: Any, V: Blocks, pull: bool) -> Tensor:
         """``J V`` of one batch, ``[K, n, *c]``."""
         f = self._function(X)
-        (part,) = way.jvp(f, self._parameters, V, self._chunk_size)
+        # with pull, the same dropout in both directions
+        with preserved(self._parameters.device) if pull else nullcontext():
+            (part,) = way.jvp(f, self._parameters, V, self._chunk_size)
         if pull:
             pulled = way.vjp(f, self._parameters, lambda _: [part], self._chunk_size)
             if not any(bool(b.any()) for b in pulled):
-                check_dependence(self)
+                check_dependence(self._parameters, self._data)
             if way is not self._ways[-1]:
                 check_adjoint(V, [part], pulled)
         return part.to(self._dtype)
@@ -245,7 +250,7 @@ class JacobianLinearOperator(LinearOperator):
                 f"Two passes over the data have {len(first)} and {len(second)} batches."
             )
         if not any(bool(part.any()) for part, _ in first):
-            check_dependence(self)
+            check_dependence(self._parameters, self._data)
         return _rows([part.shape[1:] for part, _ in first])
 
     def _count_rows(self) -> Size:

@@ -14,7 +14,7 @@ from torch.func import jvp, vjp
 
 from curvop.curvature import nested
 from curvop.curvature.columns import leading, trailing
-from curvop.curvature.determinism import check_dependence
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.keeping import Effort, Piece, held, merged, noted, storages
 from curvop.curvature.kept_graph import KeptGraph
 from curvop.curvature.linearization import refuse_if_changed, versions
@@ -123,7 +123,7 @@ def linearize(
     start = time.perf_counter()
     with surroundings(J._data):
         inputs = [X for X, _ in J._data.batches("linearize")]
-        check_dependence(J)
+        check_dependence(J._parameters, J._data)
         if effort.compiler or (effort.pays_recording and J._parameters.functional):
             try:
                 batches, nbytes, compile_seconds = _recorded(J, inputs, effort)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature.columns import leading, sized, trailing
-from curvop.curvature.determinism import check_dependence
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.factored import factored
 from curvop.curvature.keeping import Effort, Kept, Piece
@@ -130,7 +130,7 @@ def linearize(
             batches = list(op._data.batches("linearize"))
             local, op = op._sum_over(batches, v)
             if op._process_group is None and not any(bool(b.any()) for b in local[:-2]):
-                check_dependence(op)
+                check_dependence(op._parameters, op._data, op._loss)
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
         # whatever the form: its first product must be the one just computed
         form, kept = _first_form(op, batches, v, effort, local[:-2])

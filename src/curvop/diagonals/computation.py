@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator, nested
-from curvop.curvature.determinism import check_dependence
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.differentiation import Aux
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.reading import refuse_reading
@@ -63,7 +63,7 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
         *sums, loss, share = all_reduce([*sums, loss, share], A._process_group)
         Z = A._divisor(loss, share)
         if not any(bool(d.any()) for d in sums):
-            check_dependence(A)
+            check_dependence(A._parameters, A._data, A._loss, A._process_group)
         form = ways[-1].form if way is None else way.form
         return [d.div_(Z).to(A.dtype) for d in sums], form
 

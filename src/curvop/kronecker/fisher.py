@@ -13,8 +13,8 @@ from torch import Tensor
 
 from curvop.curvature import nested
 from curvop.curvature.data import Data
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.graph import UNUSED
 from curvop.curvature.groups import Per
 from curvop.curvature.losses import Loss
 from curvop.curvature.output_factor import OutputFactor, output_factor
@@ -79,7 +79,8 @@ class Fisher:
 
         Raises:
             ValueError: If the loss is not finite, averages over nothing, depends on
-                parameters by itself, or has no such columns; if no parameter is used.
+                parameters by itself, or has no such columns; if the model is cut off its
+                parameters.
         """
         device = self.parameters.device
         loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -102,14 +103,14 @@ class Fisher:
                 layers.complete()
             sums = all_reduce([loss, share, is_used], self.process_group)
             loss, share, is_used = sums
+            if not bool(is_used):
+                check_dependence(self.parameters, self.data, group=self.process_group)
             self._reduce(layers, refused)
         if not bool(torch.isfinite(loss)):
             raise ValueError(
                 f"Expected a finite loss over the data, got {float(loss)}. Look for NaN "
                 "or infinite inputs, targets or parameters."
             )
-        if not bool(is_used):
-            raise ValueError(UNUSED)
         return total_divisor(self.loss.reduction, share), refused
 
     def _batch(
