@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import nested
+from curvop.curvature.distributed import failing_together
 from curvop.curvature.losses import Loss
 from curvop.curvature.parameters import Parameters
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 def settled(op: CurvatureLinearOperator) -> Parameters:
     """The parameters, once the first batch has shown whether the loss depends on them."""
     at = op._parameters
-    if at.read and at.unread is not None:
+    if not at.read or at.unread is None:
+        return at
+    size = op.shape[0] + 2  # of the collective that comes next, in the determinism check
+    with failing_together(size, op._process_group, op.dtype, op.device):
         for X, y in op._data.batches("does the loss read parameters?"):
             return at if _read(op, X, y) else at.unread
     return at
