@@ -6,7 +6,7 @@ import copy
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from curvop.curvature.columns import (
 )
 from curvop.curvature.culprit import Kind
 from curvop.curvature.data import Data
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.determinism import check_deterministic as check
 from curvop.curvature.differences import Differences, InaccurateError
 from curvop.curvature.differentiation import (
@@ -37,12 +38,14 @@ from curvop.curvature.differentiation import (
 )
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.losses import Loss, as_loss
-from curvop.curvature.parameters import as_parameters
+from curvop.curvature.parameters import Given, as_parameters
 from curvop.curvature.probing import not_finite, refuse_not_finite
 from curvop.curvature.proof import UNCHECKED, Proof, few, prove, subject, two_columns
+from curvop.curvature.reading import settled
 from curvop.curvature.reduction import Divisor, total_divisor
-from curvop.curvature.replica import Given, doubled
+from curvop.curvature.replica import Source, doubled
 from curvop.curvature.surroundings import surroundings
+from curvop.curvature.unpacking import Unpack, takes_weight
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
 
@@ -66,12 +69,19 @@ class CurvatureLinearOperator(LinearOperator):
     Args:
         model_func: An ``nn.Module``; a callable ``X -> prediction`` over the given
             parameters; or, with ``params`` a dict, a callable
-            ``(params, X) -> prediction``. Left exactly as found.
-        loss_func: A torch loss module, or a callable ``(prediction, y) -> scalar``.
-        params: List of tensors (their order is the order of the blocks) or dict from
-            names to tensors. Other parameters of the model are constants.
+            ``(params, X) -> prediction``. Left exactly as found. Of a prediction with
+            an attribute ``logits``, as in ``transformers``, those are taken.
+        loss_func: A torch loss module, or a callable ``(prediction, y) -> scalar``; or
+            ``(prediction, y, weight)``, for batches with weights. It may have parameters
+            of its own, and depend on those of the model: the Hessian and the empirical
+            Fisher follow, matrices of the prediction alone refuse.
+        params: List of tensors (their order is the order of the blocks), dict from names
+            to tensors, or ``model.named_parameters()``; a module stands for all of its
+            parameters that require a gradient. Other parameters are constants.
         data: A re-iterable of mini-batches ``(X, y)``: tensors, or nested tuples, lists
-            and mappings of tensors. They are moved to the device of the parameters.
+            and mappings of tensors, taken as constants and moved to the device of the
+            parameters. Of a mapping with an entry ``labels``, ``targets``, ``target`` or
+            ``y``, that is ``y``, and ``X`` the mapping without it.
         progressbar: Show a bar over the mini-batches of each product.
         check_deterministic: Pass over the data twice on construction and compare loss
             and gradient; also checks what is assumed about a loss of your own, and proves
@@ -97,6 +107,7 @@ class CurvatureLinearOperator(LinearOperator):
             trained, in double precision where the model can be copied), or ``"auto"``:
             the first that gives the right product, with a warning when that is not the
             first of all.
+        unpack: For batches in another form: function of a batch that returns ``(X, y)``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -109,8 +120,8 @@ class CurvatureLinearOperator(LinearOperator):
         self,
         model_func: nn.Module | Callable[..., Any],
         loss_func: Callable[[Any, Any], Tensor],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
-        data: Iterable[tuple[Any, Any]],
+        params: Given,
+        data: Iterable[Any],
         *,
         progressbar: bool = False,
         check_deterministic: bool = True,
@@ -121,8 +132,9 @@ class CurvatureLinearOperator(LinearOperator):
         chunk_size: ChunkSize = "auto",
         process_group: ProcessGroup | None = None,
         differentiation: Way = "auto",
+        unpack: Unpack | None = None,
     ) -> None:
-        self._parameters = as_parameters(model_func, params)
+        self._parameters = as_parameters(model_func, params, loss_func)
         self._loss = as_loss(loss_func, reduction)
         self._data = Data(
             data,
@@ -131,6 +143,9 @@ class CurvatureLinearOperator(LinearOperator):
             batch_size_fn,
             progressbar,
             may_be_empty=process_group is not None,
+            unpack=unpack,
+            takes_weight=takes_weight(loss_func),
+            params=self._parameters.tensors,
         )
         super().__init__(
             self._parameters.space,
@@ -145,7 +160,10 @@ class CurvatureLinearOperator(LinearOperator):
         self._process_group = process_group
         self._blocks = _as_blocks(block_sizes, len(self._parameters.tensors))
         _warn_of_batch_statistics(model_func, self._data)
-        self._given = Given(model_func, loss_func, reduction)
+        if check_deterministic:
+            with surroundings(self._data):
+                self._parameters = settled(self)
+        self._source = Source(model_func, loss_func, reduction)
         self._ways: tuple[Differentiation, ...]
         self._ways = candidates(differentiation, self._parameters)
         self._proof = Proof(CALLED[self._ways[0].name], doubt=UNCHECKED)
@@ -274,6 +292,7 @@ class CurvatureLinearOperator(LinearOperator):
         """Summed loss of a batch."""
         with torch.no_grad():
             prediction = self._predict(self._parameters.tensors, X)
+            nested.differentiable(prediction)
             return self._loss.total(prediction, y)
 
     def _tally(self, prediction: Any, y: Any, total: Tensor | None = None) -> Aux:
@@ -311,6 +330,10 @@ class CurvatureLinearOperator(LinearOperator):
                 warn_of_change({op._ways[0].name: "a product is not finite"}, op._ways[1])
                 product, op = op._with(_ways=op._ways[1:])._product(V)
             refuse_not_finite(product, V, self._parameters.names)
+            if not any(bool(b.any()) for b in product):
+                check_dependence(
+                    self._parameters, self._data, self._loss, self._process_group
+                )
             return trailing(product)
 
     def _product(self, V: Blocks) -> tuple[list[Tensor], CurvatureLinearOperator]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from curvop.curvature.graph import leaves_of
 from curvop.curvature.nested import map_tensors, tensors
+from curvop.curvature.unpacking import Unpack, as_pair, refuse_single_batch
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,20 @@ class Data:
         batch_size_fn: Number of data in ``X``, or ``None`` for the leading axis.
         progressbar: Whether passes show a bar.
         may_be_empty: Whether a pass without a batch is fine (a share among several).
+        unpack: What makes ``(X, y)`` of a batch in another form, or ``None``.
+        takes_weight: Whether a third entry of a batch is for the loss.
+        params: Tensors that no batch may be computed from: batches are constants.
     """
 
-    source: Iterable[tuple[Any, Any]]
+    source: Iterable[Any]
     device: torch.device
     num_data: int | None = None
     batch_size_fn: Callable[[Any], int] | None = None
     progressbar: bool = False
     may_be_empty: bool = False
+    unpack: Unpack | None = None
+    takes_weight: bool = False
+    params: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be passed over repeatedly."""
@@ -48,10 +56,11 @@ class Data:
                 "Expected data as an iterable of batches (X, y), got "
                 f"{type(self.source).__name__}. Wrap one batch as [(X, y)]."
             )
-        if isinstance(self.source, Tensor):
+        refuse_single_batch(self.source)
+        if self.unpack is not None and not callable(self.unpack):
             raise TypeError(
-                "Expected data as an iterable of batches (X, y), got a tensor. Wrap one "
-                "batch as [(X, y)]."
+                "Expected unpack as a function of a batch that returns (X, y), got "
+                f"{type(self.unpack).__name__}."
             )
         if self.num_data is not None and (
             not isinstance(self.num_data, Integral)
@@ -89,22 +98,22 @@ class Data:
 
         Raises:
             TypeError: If a batch is no pair.
-            ValueError: If there is no batch, or the count contradicts ``num_data``.
+            ValueError: If there is no batch, the count contradicts ``num_data``, or a
+                batch is computed from the parameters.
         """
         seen = 0
         count = self.num_data is not None
         for batch in tqdm(self.source, desc=what, disable=not self.progressbar):
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                size = f" of length {len(batch)}" if isinstance(batch, Sized) else ""
-                raise TypeError(
-                    "Expected batches that are pairs (X, y), got "
-                    f"{type(batch).__name__}{size}. Nest further inputs in X, as in "
-                    "((ids, mask), y)."
-                )
-            X, y = (map_tensors(self._move, part) for part in batch)
+            X, y = (map_tensors(self._move, part) for part in self.pair(batch))
             seen += self.batch_size(X, y) if count else 1
             yield X, y
         self._check_count(seen)
+
+    def pair(self, batch: Any) -> tuple[Any, Any]:
+        """Inputs and targets of a batch of the source."""
+        if self.unpack is not None:
+            batch = self.unpack(batch)
+        return as_pair(batch, takes_weight=self.takes_weight)
 
     def batch_size(self, X: Any, y: Any) -> int:
         """Number of data in a batch.
@@ -125,6 +134,15 @@ class Data:
         )
 
     def _move(self, t: Tensor) -> Tensor:
+        """A constant on the device."""
+        if t.requires_grad:
+            if any(p is leaf for leaf in leaves_of([t]) for p in self.params):
+                raise ValueError(
+                    f"Expected data that is constant, got a tensor of shape "
+                    f"{tuple(t.shape)} that is computed from the parameters: its "
+                    "derivative would be missed. Compute it within the model."
+                )
+            t = t.detach()
         # tensors made in inference mode cannot be saved for backward
         return t.to(self.device).clone() if t.is_inference() else t.to(self.device)
 

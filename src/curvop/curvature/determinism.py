@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import nested
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.graph import check_used, gradient
+from curvop.curvature.graph import gradient
 from curvop.curvature.probing import differ, tolerance
 from curvop.curvature.proof import Proof, few, prove, subject, two_columns
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
     from curvop.curvature.differentiation import Differentiation
-    from curvop.curvature.jacobian import JacobianLinearOperator
 
 
 class NonDeterministicError(RuntimeError):
@@ -49,6 +49,8 @@ def check_deterministic(
     batches: list[tuple[Any, Any]] = []
     first = gradient_over_data(op, first=batches)
     op._divisor(*first[-2:])
+    if not any(bool(b.any()) for b in first[:-2]):
+        check_dependence(op._parameters, op._data, op._loss, op._process_group)
     found = _proven(op, batches)
     if isinstance(found, Exception) and op._process_group is not None:
         size = sum(t.numel() for t in first)
@@ -107,6 +109,7 @@ def gradient_over_data(
                 first.append(few((X, y), op._loss_of))
             with torch.enable_grad(), op._parameters.leaves() as params:
                 prediction = op._predict(params, X)
+                nested.differentiable(prediction)  # or say what came
                 loss = op._loss.total(prediction, y)
                 tally = op._tally(prediction, y, loss)
                 parts = [*gradient(loss, params, create_graph=False), *tally]
@@ -115,23 +118,7 @@ def gradient_over_data(
                     op._loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
             for total, part in zip(sums, parts, strict=True):
                 total += part
-        if first and not any(bool(b.any()) for b in sums[:-2]):
-            check_closure(op)
     return all_reduce(sums, op._process_group)
-
-
-def check_closure(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:
-    """Tell a zero matrix from that of a closure over other tensors.
-
-    Raises:
-        ValueError: If the closure uses none of the parameters.
-    """
-    if op._parameters.functional:
-        return
-    for X, _ in op._data.batches("first batch"):
-        with torch.enable_grad(), op._parameters.leaves() as params:
-            check_used(op._predict(params, X), op._parameters)
-        return
 
 
 def differences(first: list[Tensor], second: list[Tensor], rounding: float) -> list[bool]:

@@ -111,7 +111,8 @@ def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:
     if way == "func" and not at.functional:
         raise ValueError(
             "differentiation='func' needs a module, or a dict of parameters with a "
-            "callable (params, X) -> prediction; got a closure over the parameters."
+            "callable (params, X) -> prediction; got a closure over the parameters, or "
+            "a loss that refers to them."
         )
     func, backpack = TorchFunc(), DoubleBackward()
     by_func = (func, Composed(func))

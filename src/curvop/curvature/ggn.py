@@ -21,6 +21,7 @@ from curvop.curvature.output_factor import (
 )
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.predictive import check_predictive
+from curvop.curvature.reading import refuse_reading
 from curvop.operators.layout import Blocks
 
 
@@ -83,6 +84,10 @@ class GGNLinearOperator(FactorableLinearOperator):
         if self._mc_samples:
             check_predictive(loss)
         return loss.convex or self._mc_samples > 0
+
+    def _matmat_one(self, X: Any, y: Any, V: Blocks, **options: Any) -> Any:
+        refuse_reading(self, X, y)
+        return super()._matmat_one(X, y, V, **options)
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
         form: list[Any] = []  # the structure that the model predicts in

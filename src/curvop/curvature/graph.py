@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.curvature import nested
 from curvop.curvature.parameters import Parameters
 from curvop.operators.layout import Blocks
 
@@ -30,25 +29,37 @@ def in_graph(outputs: Tensors, at: Parameters) -> Tensors:
 
 
 UNUSED = (
-    "The model uses none of the given parameters (or detaches its prediction): nothing to "
-    "differentiate. Pass the tensors that the model is computed from."
+    "The model uses none of the given parameters (or detaches its prediction, or computes "
+    "it under no_grad): nothing to differentiate. Pass the tensors that the model is "
+    "computed from."
 )
 
 
-def check_used(prediction: Any, at: Parameters) -> None:
-    """Refuse tensors that a closure does not compute its prediction from.
+def depends(outputs: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
+    """Whether some output depends on some parameter, by a backward pass."""
+    found = [o for o in outputs if o.requires_grad]
+    if not found:
+        return False
+    units = [torch.ones_like(o) for o in found]
+    slopes = torch.autograd.grad(found, params, units, allow_unused=True)
+    return any(slope is not None for slope in slopes)
 
-    Costs a backward pass: meant for when a product is zero.
 
-    Raises:
-        ValueError: If there are no others.
-    """
-    outputs = [o for o in nested.differentiable(prediction) if o.requires_grad]
-    slopes = torch.autograd.grad(
-        outputs, at.tensors, [torch.ones_like(o) for o in outputs], allow_unused=True
-    )
-    if all(slope is None for slope in slopes):
-        raise ValueError(UNUSED)
+def leaves_of(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves that a graph starts from."""
+    found = [o for o in outputs if o.grad_fn is None and o.requires_grad]
+    seen: set[Any] = set()
+    reached = [o.grad_fn for o in outputs if o.grad_fn is not None]
+    while reached:
+        node = reached.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.append(leaf)
+        reached += [n for n, _ in node.next_functions if n is not None]
+    return found
 
 
 def gradient(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -13,7 +13,8 @@ from torch import Size, Tensor, nn
 
 from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
 from curvop.curvature.data import Data
-from curvop.curvature.determinism import NonDeterministicError, check_closure
+from curvop.curvature.dependence import check_dependence
+from curvop.curvature.determinism import NonDeterministicError
 from curvop.curvature.differences import Differences
 from curvop.curvature.differentiation import (
     CALLED,
@@ -26,13 +27,14 @@ from curvop.curvature.differentiation import (
     first_that_works,
     warn_of_change,
 )
-from curvop.curvature.parameters import as_parameters, constant
+from curvop.curvature.parameters import Given, as_parameters, constant
 from curvop.curvature.probing import differ, not_finite, probe, refuse_not_finite
 from curvop.curvature.proof import UNCHECKED, Proof, Subject, few, prove, two_columns
 from curvop.curvature.randomness import preserved
-from curvop.curvature.replica import Given, doubled
+from curvop.curvature.replica import Source, doubled
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.symmetry import check_adjoint
+from curvop.curvature.unpacking import Unpack
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks, Space
@@ -63,6 +65,7 @@ class JacobianLinearOperator(LinearOperator):
         batch_size_fn: Function of ``X`` that tells the number of data in a batch.
         chunk_size: As for :class:`CurvatureLinearOperator`.
         differentiation: As for :class:`CurvatureLinearOperator`.
+        unpack: As for :class:`CurvatureLinearOperator`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -79,8 +82,8 @@ class JacobianLinearOperator(LinearOperator):
     def __init__(
         self,
         model_func: nn.Module | Callable[..., Any],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
-        data: Iterable[tuple[Any, Any]],
+        params: Given,
+        data: Iterable[Any],
         *,
         progressbar: bool = False,
         check_deterministic: bool = True,
@@ -88,12 +91,21 @@ class JacobianLinearOperator(LinearOperator):
         batch_size_fn: Callable[[Any], int] | None = None,
         chunk_size: ChunkSize = "auto",
         differentiation: Way = "auto",
+        unpack: Unpack | None = None,
     ) -> None:
         check_chunk_size(chunk_size)
         parameters = as_parameters(model_func, params)
         self._parameters = parameters
-        self._data = Data(data, parameters.device, num_data, batch_size_fn, progressbar)
-        self._given = Given(model_func)
+        self._data = Data(
+            data,
+            parameters.device,
+            num_data,
+            batch_size_fn,
+            progressbar,
+            unpack=unpack,
+            params=parameters.tensors,
+        )
+        self._source = Source(model_func)
         self._ways = candidates(differentiation, parameters)
         self._proof = Proof(self.differentiation, doubt=UNCHECKED)
         self._chunk_size = chunk_size
@@ -169,7 +181,9 @@ class JacobianLinearOperator(LinearOperator):
                 warn_of_change({J._ways[0].name: "a product is not finite"}, J._ways[1])
                 J = J._with(_ways=J._ways[1:])
                 out = J._push(V)
-        refuse_not_finite([out], V, None)
+            refuse_not_finite([out], V, None)
+            if not bool(out.any()):
+                check_dependence(self._parameters, self._data)
         self._check_rows(out.shape[1])
         return trailing([out.reshape(-1, *self.codomain[0])])
 
@@ -185,6 +199,8 @@ class JacobianLinearOperator(LinearOperator):
                 for total, p in zip(sums, part, strict=True):
                     total += p
                 row += used
+            if not any(bool(total.any()) for total in sums):
+                check_dependence(self._parameters, self._data)
         self._check_rows(row)
         refuse_not_finite(sums, [U], self._parameters.names)
         return trailing(sums)
@@ -253,10 +269,9 @@ class JacobianLinearOperator(LinearOperator):
                 return [b.to(dtype) for b in way.jvp(f, at, V, None)]
 
         def check(way: Differentiation, V: Blocks, JV: Blocks) -> None:
-            U = probe(JV)
             with preserved(self._parameters.device):
-                JtU = way.vjp(f, at, lambda o: [U[0].to(o[0].dtype)], None)
-            check_adjoint(V, JV, U, JtU)
+                JtJV = way.vjp(f, at, lambda o: [JV[0].to(o[0].dtype)], None)
+            check_adjoint(V, JV, JtJV)
 
         in_double = functools.cache(lambda: _subject(*doubled(self, X, y)))
         return Subject(at, multiply, check, risk, ("jvp",), in_double)
@@ -291,6 +306,8 @@ class JacobianLinearOperator(LinearOperator):
             first.append(self._predicted(X, y))
             if i == 0:
                 of = self._subject(*few((X, y), self._predicted))
+                if not any(bool(b.any()) for b in of.slope(of.at)):
+                    check_dependence(self._parameters, self._data)
                 self._ways, self._proof = prove(self._ways, of, two_columns(self))
         second = [self._predicted(X, y) for X, y in self._data.batches("determinism check")]
         for i, (a, b) in enumerate(zip(first, second, strict=False)):
@@ -304,7 +321,6 @@ class JacobianLinearOperator(LinearOperator):
             raise NonDeterministicError(
                 f"Two passes over the data have {len(first)} and {len(second)} batches."
             )
-        check_closure(self)
         return _rows([part.shape for part in first])
 
     def _predicted(self, X: Any, y: Any) -> Tensor:
@@ -363,8 +379,8 @@ class TransposedJacobianLinearOperator(LinearOperator):
     def __init__(
         self,
         model_func: nn.Module | Callable[..., Any],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
-        data: Iterable[tuple[Any, Any]],
+        params: Given,
+        data: Iterable[Any],
         **options: Any,
     ) -> None:
         J = JacobianLinearOperator(model_func, params, data, **options)

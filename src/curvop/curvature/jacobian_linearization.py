@@ -14,6 +14,7 @@ from torch.func import jvp, vjp
 from curvop.curvature import nested
 from curvop.curvature.columns import leading, trailing
 from curvop.curvature.composed import with_its_kernels
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.differentiation import first_that_works, is_refusal
 from curvop.curvature.keeping import Effort, Piece, held, merged, noted, storages
 from curvop.curvature.kept_graph import KeptGraph
@@ -128,6 +129,7 @@ def linearize(
     J = with_its_kernels(J)
     with surroundings(J._data):
         inputs = [X for X, _ in J._data.batches("linearize")]
+        check_dependence(J._parameters, J._data)
         right = _products(J, inputs)
 
         def result(

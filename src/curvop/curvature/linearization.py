@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from curvop.curvature.columns import leading, sized, trailing
 from curvop.curvature.composed import with_its_kernels
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.differentiation import first_line, is_refusal
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.factored import factored
@@ -133,6 +134,8 @@ def linearize(
         with failing_together(2, op._process_group, op.dtype, op.device):
             batches = list(op._data.batches("linearize"))
             local, op = op._sum_over(batches, v)
+            if op._process_group is None and not any(bool(b.any()) for b in local[:-2]):
+                check_dependence(op._parameters, op._data, op._loss)
             op = with_its_kernels(op)
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
         # whatever the form: its first product must be the one just computed

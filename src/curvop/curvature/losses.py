@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from curvop.curvature import nested
 from curvop.curvature.composed_losses import composed
+from curvop.curvature.graph import gradient, leaves_of
+from curvop.curvature.parameters import unwrapped
 from curvop.curvature.reduction import (
     Divisor,
     batch_divisor,
@@ -22,6 +24,7 @@ from curvop.curvature.reduction import (
     sum_divisor,
     term_divisor,
 )
+from curvop.curvature.unpacking import spread
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -123,6 +126,8 @@ def as_loss(loss_func: Any, reduction: str | Divisor | None = None) -> Loss:
             "Expected a loss: a torch loss module or a callable (prediction, y) -> "
             f"scalar, got {type(loss_func).__name__}."
         )
+    if isinstance(loss_func, nn.Module):
+        loss_func = unwrapped(loss_func)
     loss = _understood(loss_func, reduction)
     return replace(
         loss,
@@ -198,27 +203,46 @@ def _reduction_parameter(loss_func: Any) -> object:
 
 def _reducer(loss_func: Any) -> Callable[[str], LossFunction] | None:
     """How to obtain the same loss with another reduction, if that is possible."""
+    if _has_forward_of_its_own(loss_func):
+        return None  # which need not ask for the attribute
     if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
 
         def module(reduction: str) -> LossFunction:
             other = copy.copy(loss_func)  # shares weights; only the attribute differs
             other.__dict__["reduction"] = reduction
-            return other
+            return spread(other)
 
         return module
     if _reduction_parameter(loss_func) is not None:
-        return lambda reduction: functools.partial(loss_func, reduction=reduction)
+        return lambda reduction: spread(functools.partial(loss_func, reduction=reduction))
     return None
+
+
+def _has_forward_of_its_own(loss_func: Any) -> bool:
+    """Whether an instance computes something else than its class says."""
+    return isinstance(loss_func, nn.Module) and "forward" in vars(loss_func)
+
+
+def _is_altered(loss_func: nn.Module) -> bool:
+    """Whether a loss of torch's may compute something else than torch's formula."""
+    hooks = (loss_func._forward_hooks, loss_func._forward_pre_hooks)
+    is_called_otherwise = type(loss_func).__call__ is not nn.Module.__call__
+    return _has_forward_of_its_own(loss_func) or any(hooks) or is_called_otherwise
 
 
 def _kind(loss_func: Any) -> Any:
     """The torch loss whose formula this is: its class or function, else ``None``."""
     if isinstance(loss_func, nn.Module):
-        known = (*_CLASS_MODULES, *_TERM_MODULES)
-        return next((c for c in known if type(loss_func).forward is c.forward), None)
+        return None if _is_altered(loss_func) else _formula(loss_func)
     function = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
     in_torch = getattr(function, "__module__", None) == "torch.nn.functional"
     return function if in_torch else None
+
+
+def _formula(loss_func: nn.Module) -> Any:
+    """The torch loss that the class of a module computes, hooks aside."""
+    known = (*_CLASS_MODULES, *_TERM_MODULES)
+    return next((c for c in known if type(loss_func).forward is c.forward), None)
 
 
 def kind_of(loss_func: Any) -> Any:
@@ -228,7 +252,8 @@ def kind_of(loss_func: Any) -> Any:
         return kind
     if isinstance(loss_func, functools.partial):
         return kind_of(loss_func.func)
-    return type(loss_func) if isinstance(loss_func, nn.Module) else loss_func
+    is_of_class = isinstance(loss_func, nn.Module) and not _is_altered(loss_func)
+    return type(loss_func) if is_of_class else loss_func
 
 
 def _transparent(
@@ -236,7 +261,8 @@ def _transparent(
 ) -> Loss:
     """A loss that can be asked for its unreduced terms."""
     kind = _kind(loss_func)
-    terms = reduced("none")
+    is_formula = isinstance(loss_func, nn.Module) and _formula(loss_func) is not None
+    terms = _unreduced(loss_func, reduced("none"))
     # torch's own sum is one kernel; of others only the terms are known for sure
     total = _summed(terms) if kind is None else reduced("sum")
     divisor: Divisor
@@ -244,7 +270,7 @@ def _transparent(
         divisor = sum_divisor
     elif reduction == "batchmean":
         divisor = batch_divisor
-    elif kind in _CLASS_MODULES:
+    elif isinstance(loss_func, _CLASS_MODULES) and is_formula:
         divisor = class_divisor(loss_func.weight, loss_func.ignore_index)
     elif kind in _CLASS_FUNCTIONS:
         keywords = getattr(loss_func, "keywords", {})
@@ -253,19 +279,19 @@ def _transparent(
         divisor = term_divisor(terms)
 
     def verify(prediction: Any, y: Any) -> None:
+        with torch.enable_grad():  # what depends on parameters by itself has a graph
+            compare(prediction, y)
+
+    def compare(prediction: Any, y: Any) -> None:
         t = terms(prediction, y)
-        if not isinstance(t, Tensor) or (t.ndim == 0 and kind is None):
-            raise ValueError(
-                f"{_name(loss_func)} returns a scalar for reduction='none'. Give a loss "
-                "that honours it, or one without a reduction argument or attribute."
-            )
         value, Z = reduced(reduction)(prediction, y), divisor(prediction, y)
         expected = t.sum() if reduction == "sum" else t.sum() / Z
         if not _close(value, expected):
+            got, sum_of_terms = (float(t.detach()) for t in (value, expected))
             raise ValueError(
                 f"{_name(loss_func)} with reduction={reduction!r} gives "
-                f"{float(value):.6g}, but the sum of its terms divided by their number "
-                f"gives {float(expected):.6g}. Pass reduction=<callable (prediction, y) "
+                f"{got:.6g}, but the sum of its terms divided by their number "
+                f"gives {sum_of_terms:.6g}. Pass reduction=<callable (prediction, y) "
                 "-> what the loss divides by>."
             )
 
@@ -274,15 +300,33 @@ def _transparent(
     return Loss(reduction, total, terms, divisor, kind in CONVEX, check)
 
 
+def _unreduced(loss_func: Any, terms: LossFunction) -> LossFunction:
+    """The terms of a loss, checked to be terms where they are not torch's."""
+    if _kind(loss_func) is not None:
+        return terms
+
+    def checked(prediction: Any, y: Any) -> Tensor:
+        t = terms(prediction, y)
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            raise ValueError(
+                f"{_name(loss_func)} returns a scalar for reduction='none'. Give a loss "
+                "that honours it, or one without a reduction argument or attribute."
+            )
+        return t
+
+    return checked
+
+
 def _summed(terms: LossFunction) -> LossFunction:
     return lambda prediction, y: terms(prediction, y).sum()
 
 
 def _scalar(loss_func: LossFunction) -> LossFunction:
     """The user's loss, checked to reduce."""
+    loss_of = spread(loss_func)
 
     def value(prediction: Any, y: Any) -> Tensor:
-        loss = loss_func(prediction, y)
+        loss = loss_of(prediction, y)
         if not isinstance(loss, Tensor) or loss.ndim > 0:
             shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
             raise ValueError(
@@ -300,9 +344,13 @@ def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
 
     def on(prediction: Any, y: Any, rows: slice) -> Tensor:
         cut = (nested.map_tensors(lambda t: t[rows], part) for part in (prediction, y))
-        return loss_func(*cut)
+        return spread(loss_func)(*cut)
 
     def verify(prediction: Any, y: Any) -> None:
+        with torch.enable_grad():  # what depends on parameters by itself has a graph
+            compare(prediction, y)
+
+    def compare(prediction: Any, y: Any) -> None:
         n, a = _num_examples(prediction), _num_examples(prediction) // 3
         value = _scalar(loss_func)(prediction, y)
         try:
@@ -334,6 +382,7 @@ def _with_divisor(
     verify: Callable[[Any, Any], None] | None = None,
 ) -> Loss:
     """A mean of which the user says what it divides by."""
+    divisor = spread(divisor)
 
     def total(prediction: Any, y: Any) -> Tensor:
         Z = divisor(prediction, y)
@@ -343,7 +392,7 @@ def _with_divisor(
         return _scalar(loss_func)(prediction, y) * Z
 
     reducer = _reducer(loss_func)
-    terms = None if reducer is None else reducer("none")
+    terms = None if reducer is None else _unreduced(loss_func, reducer("none"))
     convex = _kind(loss_func) in CONVEX
     return Loss("mean", total, terms, divisor, convex, verify or _trust)
 
@@ -367,9 +416,29 @@ def _num_examples(prediction: Any) -> int:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two ways to compute a loss agree.
+
+    Of a loss that depends on parameters by itself, its slopes must agree as well: a term
+    that is small in the loss need not be small in its curvature.
+    """
+    if not _near(a, b):
+        return False
+    leaves = list({id(p): p for p in leaves_of([a, b])}.values())
+    if not leaves:
+        return True
+    slopes = (gradient(t, leaves, create_graph=False) for t in (a, b))
+    flat = (torch.cat([g.flatten() for g in grads]) for grads in slopes)
+    return _near(*flat)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """Up to rounding, relative to the largest number."""
+    a, b = a.detach(), b.detach()
     rounding = max(1e-3, 4 * torch.finfo(a.dtype).eps)
     a, b = a.double(), b.double()
-    return bool(torch.isclose(a, b, rtol=rounding, atol=1e-12, equal_nan=True))
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    atol = 1e-12 if b.ndim == 0 else rounding * scale
+    return bool(torch.isclose(a, b, rtol=rounding, atol=atol, equal_nan=True).all())
 
 
 def _trust(prediction: Any, y: Any) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    Set,
+)
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from curvop.curvature.kernels import kernels_for
 from curvop.curvature.substitution import (
@@ -20,10 +30,12 @@ from curvop.curvature.substitution import (
     modules_in,
     parameter_slots,
     substituted,
+    tensors_in,
 )
 from curvop.operators.layout import Space
 
 Model = Callable[[Sequence[Tensor], Any], Any]  # (parameters, X) -> prediction
+Given = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Mapping[str, Tensor]
 Place = Callable[[Sequence[Tensor]], AbstractContextManager[None]]
 
 
@@ -47,6 +59,9 @@ class Parameters:
         around: What must last from the model's call until it has been differentiated.
         doubled: The same parameters and model in double precision, where that needs no
             copy of more than tensors.
+        read: Positions of those that the loss refers to, so that it may depend on them
+            by another way than the prediction. They are differentiated where they are.
+        unread: The same parameters, should the loss turn out not to depend on them.
     """
 
     tensors: tuple[Tensor, ...]
@@ -57,6 +72,8 @@ class Parameters:
     place: Place = _nowhere
     around: Place = _nowhere
     doubled: Callable[[], Parameters] | None = None
+    read: tuple[int, ...] = ()
+    unread: Parameters | None = None
 
     @property
     def space(self) -> Space:
@@ -99,6 +116,7 @@ class Parameters:
             lambda p: self.place(completed(p)),
             lambda p: self.around(completed(p)),
             None if doubled is None else lambda: doubled().only(block),
+            tuple(i - block.start for i in self.read if block.start <= i < block.stop),
         )
 
     @contextmanager
@@ -154,43 +172,163 @@ def constant(p: Tensor) -> Tensor:
     return p.clone() if p.is_inference() else p.detach()
 
 
-def as_parameters(
-    model_func: Any, params: Iterable[Tensor] | Mapping[str, Tensor]
-) -> Parameters:
+def listed(params: Given) -> dict[str, Tensor] | list[Tensor]:
+    """The user's parameters in an order, with names if they came with any.
+
+    Args:
+        params: A module stands for those of its parameters that require a gradient;
+            pairs, as from ``model.named_parameters()``, for a mapping.
+
+    Raises:
+        TypeError: If there is no order, or no parameters.
+        ValueError: If the module has none, or one name comes twice.
+    """
+    if isinstance(params, nn.ParameterDict):
+        return dict(params.items())
+    if isinstance(params, nn.Module) and not isinstance(params, nn.ParameterList):
+        found: list[Tensor] = [p for p in params.parameters() if p.requires_grad]
+        if not found:
+            raise ValueError(
+                "Expected at least one parameter, got none: no parameter of the "
+                f"{type(params).__name__} requires a gradient. Pass "
+                "list(model.parameters()) to differentiate by those that do not."
+            )
+        return found
+    if isinstance(params, Tensor):
+        raise TypeError("Expected a list or dict of parameters, got one tensor: [p].")
+    if isinstance(params, Mapping):
+        return dict(params)
+    is_view = isinstance(params, KeysView | ItemsView | Sequence)
+    if isinstance(params, Set) and not is_view:
+        raise TypeError(
+            f"Expected parameters in an order, got a {type(params).__name__}: the blocks "
+            "of a vector follow it. Pass a list or a dict, for instance "
+            "list(model.parameters())."
+        )
+    if not isinstance(params, Iterable):
+        raise TypeError(
+            f"Expected a list or dict of parameters, got {type(params).__name__}. Pass "
+            "list(model.parameters())."
+        )
+    values: list[Any] = list(params)
+    if not values or not all(map(_is_named, values)):
+        return values
+    named = dict(values)
+    if len(named) < len(values):
+        raise ValueError("Expected each name once among the named parameters.")
+    return named
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+
+
+def as_parameters(model_func: Any, params: Given, loss_func: Any = None) -> Parameters:
     """The user's model and parameters, understood.
 
     Args:
         model_func: An ``nn.Module``; a callable ``X -> prediction`` over the given
             parameters; or, with a mapping of parameters, a callable
             ``(params, X) -> prediction``.
-        params: List of tensors, or mapping from names to tensors.
+        params: Tensors, or tensors with names; see :func:`listed`.
+        loss_func: The loss. Parameters that it refers to may be its own.
 
     Raises:
         TypeError: If a parameter is no floating-point tensor, or the model no callable.
-        ValueError: If there are none, one comes twice, one does not belong to the
-            module, or they live on several devices.
+        ValueError: If there are none, one comes twice, is not initialised, does not
+            belong to the module or by another name, or they live on several devices.
     """
     if not callable(model_func):
         raise TypeError(
             f"Expected a module or a callable as model, got {type(model_func).__name__}."
         )
-    if isinstance(params, Tensor):
-        raise TypeError("Expected a list or dict of parameters, got one tensor: [p].")
-    keys = list(params) if isinstance(params, Mapping) else None
-    values = list(params.values()) if isinstance(params, Mapping) else list(params)
-    _check(values)
+    given = listed(params)
+    keys = list(given) if isinstance(given, dict) else None
+    values = list(given.values()) if isinstance(given, dict) else given
+    _refuse_uninitialised(model_func)
+    _check(values, keys)
+    reached = {} if loss_func is None else tensors_in(loss_func)
+    read = tuple(i for i, p in enumerate(values) if id(p) in reached)
+    is_apart = True
     if isinstance(model_func, nn.Module):
-        return _of_module(unwrapped(model_func), values, keys)
-    return _of_function(model_func, values, keys)
+        module = unwrapped(model_func)
+        names = _names_in(module, values, keys, _names_of_loss(loss_func, reached))
+        _refuse_other_values(module, names, values, reached)
+        parameters = _of_module(module, values, keys, names)
+        belongs = {id(p) for p in module.parameters()}
+        is_apart = all(id(values[i]) in belongs for i in read)
+    else:
+        parameters = _of_function(model_func, values, keys)
+    if not read:
+        return parameters
+    # the loss looks for them in their own places: so must everybody
+    return replace(
+        parameters,
+        functional=False,
+        doubled=None,
+        read=read,
+        unread=parameters if is_apart else None,
+    )
+
+
+def _refuse_other_values(
+    module: nn.Module,
+    names: Sequence[str],
+    values: Sequence[Tensor],
+    reached: Mapping[int, Tensor],
+) -> None:
+    """Refuse tensors in the place of those that the loss refers to.
+
+    Raises:
+        ValueError: If the loss would miss them.
+    """
+    everything = dict(module.named_parameters())
+    for name, p in zip(names, values, strict=True):
+        own = everything.get(name)
+        if own is not None and own is not p and id(own) in reached:
+            raise ValueError(
+                f"The loss refers to the module's own {name!r}, for which params has "
+                "another tensor. Pass the module's own, for instance "
+                "list(model.parameters())."
+            )
+
+
+def _names_of_loss(loss_func: Any, reached: Mapping[int, Tensor]) -> dict[int, str]:
+    """What to call the tensors that a loss refers to, by identity."""
+    names = {i: f"loss.{n}" for n, i in enumerate(reached)}
+    if isinstance(loss_func, nn.Module):
+        names |= {id(p): f"loss.{name}" for name, p in loss_func.named_parameters()}
+    return names
+
+
+def _refuse_uninitialised(model_func: Any) -> None:
+    """Refuse lazy modules before their first forward pass.
+
+    Raises:
+        ValueError: If the model has one.
+    """
+    modules = [model_func] if isinstance(model_func, nn.Module) else modules_in(model_func)
+    for module in modules:
+        for name, t in (*module.named_parameters(), *module.named_buffers()):
+            if is_lazy(t):
+                raise ValueError(
+                    f"Expected a model whose parameters have values, got {name!r} of "
+                    f"{type(module).__name__}, which is not initialised yet. Run one "
+                    "forward pass first, as in model(X)."
+                )
 
 
 def _of_module(
-    module: nn.Module, values: list[Tensor], keys: list[str] | None
+    module: nn.Module,
+    values: list[Tensor],
+    keys: list[str] | None,
+    names: list[str],
 ) -> Parameters:
     """Some of a module's parameters; the others are constants."""
-    names = _names_in(module, values, keys)
     everything = dict(module.named_parameters())
-    position = {id(everything[name]): i for i, name in enumerate(names)}
+    position = {
+        id(everything[name]): i for i, name in enumerate(names) if name in everything
+    }
     places = parameter_slots(module)
     slots = [slot for slot, _ in places]
     buffers, kernels = buffer_slots([module]), kernels_for([module])
@@ -224,9 +362,9 @@ def _of_module(
 
             if is_mirrored:
                 with kernels():
-                    return mirrored(module, parameter, copy, attribute)(X)
+                    return predicted(mirrored(module, parameter, copy, attribute)(X))
             with place(p), kernels():
-                return module(X)
+                return predicted(module(X))
 
         return Parameters(
             tuple(tensors),
@@ -264,8 +402,8 @@ def _of_function(
         def model(p: Sequence[Tensor], X: Any) -> Any:
             with place(p), kernels():
                 if keys is None:
-                    return function(X)
-                return function(dict(zip(keys, p, strict=True)), X)
+                    return predicted(function(X))
+                return predicted(function(dict(zip(keys, p, strict=True)), X))
 
         return Parameters(
             tuple(tensors),
@@ -283,6 +421,14 @@ def _of_function(
     return made(values, _as_it_is)
 
 
+def predicted(output: Any) -> Any:
+    """What a model predicts: of an output with logits, as of ``transformers``, those."""
+    if isinstance(output, Tensor | tuple):
+        return output
+    logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else output
+
+
 def in_double(t: Tensor) -> Tensor:
     """In double precision, if it is a number at all."""
     return t.double() if t.is_floating_point() else t
@@ -298,24 +444,43 @@ def _watched(values: list[Tensor], modules: Sequence[nn.Module]) -> tuple[Tensor
     return tuple({id(t): t for t in [*values, *held]}.values())
 
 
-def _names_in(module: nn.Module, values: list[Tensor], keys: list[str] | None) -> list[str]:
-    """The names of some of a module's parameters.
+def _names_in(
+    module: nn.Module,
+    values: list[Tensor],
+    keys: list[str] | None,
+    names_of_loss: Mapping[int, str],
+) -> list[str]:
+    """The names of some of a module's parameters; those of the loss have its names.
 
     Raises:
-        ValueError: If one does not belong to it.
+        ValueError: If one belongs to neither, or has the name of another.
     """
     everything = dict(module.named_parameters())  # a tied parameter comes once
+    every_name = dict(module.named_parameters(remove_duplicate=False))
     name_of = {id(p): name for name, p in everything.items()}
     names = []
     for i, p in enumerate(values):
         name = name_of.get(id(p))
-        if name is None and keys is not None and keys[i] in everything:
-            name = keys[i]  # other values for a parameter of this name
+        key = None if keys is None else keys[i]
+        if name is not None and key in every_name and every_name[key] is not p:
+            raise ValueError(
+                f"Parameter {key!r} of params is the module's {name!r}, and the module has "
+                f"another {key!r}. Pass dict(model.named_parameters()), or part of it."
+            )
+        if name is None and key in everything:
+            name = key  # other values for a parameter of this name
+        if name is None:
+            name = names_of_loss.get(id(p))
         if name is None:
             raise ValueError(
-                f"Parameter {i if keys is None else repr(keys[i])} of shape "
+                f"Parameter {i if key is None else repr(key)} of shape "
                 f"{tuple(p.shape)} does not belong to the module. Pass its own "
                 "parameters, for instance list(model.parameters()), not copies."
+            )
+        if name in names:
+            raise ValueError(
+                f"Expected each parameter once, got two tensors for {name!r}. Pass "
+                "dict(model.named_parameters()), or part of it."
             )
         names.append(name)
     return names
@@ -337,7 +502,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
-def _check(values: list[Any]) -> None:
+def _check(values: list[Any], keys: list[str] | None) -> None:
     if not values:
         raise ValueError(
             "Expected at least one parameter, got none. Pass list(model.parameters())."
@@ -346,6 +511,11 @@ def _check(values: list[Any]) -> None:
         if not isinstance(p, Tensor):
             raise TypeError(
                 f"Expected tensors as parameters, got {type(p).__name__} at position {i}."
+            )
+        if is_lazy(p):
+            raise ValueError(
+                f"Expected parameters with values, got {i if keys is None else keys[i]!r}, "
+                "which is not initialised yet. Run one forward pass first, as in model(X)."
             )
         if not p.is_floating_point():
             raise TypeError(

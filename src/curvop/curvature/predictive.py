@@ -23,6 +23,7 @@ from curvop.curvature.loss_hessian import (
     softmax_scale,
 )
 from curvop.curvature.losses import Loss, kind_of
+from curvop.curvature.unpacking import Weighted
 from curvop.operators.layout import Blocks
 
 Sampler = Callable[[Any, Any, Tensor], Any]  # (prediction, y, uniform) -> targets
@@ -93,7 +94,11 @@ def sample(
         return [_BUILT_IN[loss.kind](loss, prediction, y, draw, way)]
     outputs = nested.differentiable(prediction)
     u = draw(outputs[0].shape).to(outputs[0].dtype)
-    targets = _registered[loss.kind](prediction, y, u)
+    draw_targets = _registered[loss.kind]
+    if isinstance(y, Weighted):
+        targets: Any = Weighted(draw_targets(prediction, y.y, u), y.weight)
+    else:
+        targets = draw_targets(prediction, y, u)
     with torch.enable_grad():
         leaves = [o.detach().requires_grad_() for o in outputs]
         value = loss.total(nested.refill(prediction, leaves), targets)

@@ -22,6 +22,7 @@ from curvop.curvature.parameters import (
     as_parameters,
     constant,
     in_double,
+    predicted,
     unwrapped,
 )
 from curvop.curvature.substitution import (
@@ -44,7 +45,7 @@ SHARE = 0.5  # of the memory that is free, to be taken at most
 
 
 @dataclass(frozen=True)
-class Given:
+class Source:
     """What the user handed in.
 
     Attributes:
@@ -68,22 +69,22 @@ def doubled(op: AnyOperator, X: Any, y: Any) -> tuple[AnyOperator, Any, Any]:
         MemoryError: If there is too little memory.
         RuntimeError: If a copy predicts something else, or with other parameters.
     """
-    at, given = op._parameters, op._given
+    at, source = op._parameters, op._source
     if all(p.dtype == torch.float64 for p in at.tensors):
         return op, X, y
     check_memory(at)
-    model, loss = given.model, given.loss
+    model, loss = source.model, source.loss
     inputs, targets = (nested.map_tensors(in_double, part) for part in (X, y))
     if at.doubled is not None:
         parameters = at.doubled()
         loss = _cast(loss)
     else:
         made = replica(model, loss, list(at.tensors), at, (X, y))
-        parameters, loss = as_parameters(made.model, made.params), made.loss
+        parameters, loss = as_parameters(made.model, made.params, made.loss), made.loss
     parameters = replace(parameters, model=_within(parameters.model))
     fields = {"_parameters": parameters, "_dtype": torch.float64}
     if loss is not None:
-        fields["_loss"] = _all_double(as_loss(loss, given.reduction))
+        fields["_loss"] = _all_double(as_loss(loss, source.reduction))
     return op._with(**fields), inputs, targets
 
 
@@ -190,8 +191,8 @@ class Replica:
         """The prediction; buffers stay as they are."""
         with copied(self.slots):
             if isinstance(self.model, nn.Module) or not isinstance(self.params, dict):
-                return self.model(self.X)
-            return self.model(self.params, self.X)
+                return predicted(self.model(self.X))
+            return predicted(self.model(self.params, self.X))
 
 
 def replica(
@@ -251,7 +252,8 @@ def _free_bytes(device: torch.device) -> int | None:
 def _insert(module: nn.Module, names: Sequence[str] | None, leaves: list[Tensor]) -> None:
     """Put the leaves where the copy keeps its parameters, tied ones in every place."""
     everything = dict(module.named_parameters())
-    leaf_of = {id(everything[n]): q for n, q in zip(names or (), leaves, strict=True)}
+    pairs = zip(names or (), leaves, strict=True)
+    leaf_of = {id(everything[n]): q for n, q in pairs if n in everything}
     for (table, key), p in parameter_slots(module):
         table[key] = leaf_of.get(id(p), p)
 
@@ -310,9 +312,10 @@ def _function(f: FunctionType, memo: dict[int, Any]) -> Any:
     cells = f.__closure__ or ()
     new = tuple(CellType() for _ in cells)
     scope = dict(f.__globals__)
-    g = FunctionType(f.__code__, scope, f.__name__, f.__defaults__, new)
-    g.__kwdefaults__, g.__module__ = f.__kwdefaults__, f.__module__
+    g = FunctionType(f.__code__, scope, f.__name__, None, new)
     memo[id(f)] = g  # before its contents, which may refer to it
+    g.__defaults__, g.__module__ = duplicate(f.__defaults__, memo), f.__module__
+    g.__kwdefaults__ = duplicate(f.__kwdefaults__, memo)
     for cell, old in zip(new, cells, strict=True):
         cell.cell_contents = duplicate(old.cell_contents, memo)
     for name, value in inspect.getclosurevars(f).globals.items():

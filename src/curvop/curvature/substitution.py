@@ -12,8 +12,8 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from types import ModuleType
+from contextlib import contextmanager, nullcontext, suppress
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ def mirrored(
             return m
         new = copies[id(m)] = object.__new__(type(m))
         state = m.__dict__.copy()
+        state.pop("_compiled_call_impl", None)  # by module.compile(): calls the original
         state["_parameters"] = {
             key: None if p is None else parameter(id(m), key, p)
             for key, p in m._parameters.items()
@@ -178,25 +179,49 @@ def modules_in(function: Callable[..., Any]) -> tuple[nn.Module, ...]:
     return tuple(found.values())
 
 
+def tensors_in(function: Callable[..., Any]) -> dict[int, Tensor]:
+    """The tensors that a function refers to, by identity; of modules, their parameters."""
+    found: dict[int, Tensor] = {}
+    for x in _reached([function]):
+        if isinstance(x, nn.Module):
+            found.update((id(p), p) for p in x.parameters())
+        elif isinstance(x, Tensor):
+            found[id(x)] = x
+    return found
+
+
 def _references(x: Any) -> Sequence[Any]:
     """What a callable, container or object of the user refers to."""
     if isinstance(x, functools.partial):
         return [x.func, *x.args, *x.keywords.values()]
     if inspect.ismethod(x):
         return [x.__self__, x.__func__]
-    if isinstance(x, list | tuple | Mapping):
+    if isinstance(x, list | tuple | set | frozenset | Mapping):
         entries = x.values() if isinstance(x, Mapping) else x
         return list(entries) if len(x) <= 1000 else []  # data, not layers
     if isinstance(x, type | ModuleType) or _origin(x) in ("torch", "builtins"):
         return []
     if inspect.isfunction(x):
-        try:
-            scope = inspect.getclosurevars(inspect.unwrap(x))
-        except ValueError:
-            return []  # a variable of the closure is not bound yet
-        return [*scope.nonlocals.values(), *scope.globals.values()]
+        return _scope(x)
     call = inspect.getattr_static(type(x), "__call__", None)
     return [*getattr(x, "__dict__", {}).values(), call]
+
+
+def _scope(function: FunctionType) -> list[Any]:
+    """What a function finds in its closure, among the globals, and in its defaults."""
+    function = inspect.unwrap(function)
+    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a variable that is not bound yet
+            values.append(cell.cell_contents)
+    names = _names(function.__code__)
+    return values + [v for k, v in function.__globals__.items() if k in names]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that code looks up, also within its comprehensions."""
+    inner = (c for c in code.co_consts if isinstance(c, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _origin(x: Any) -> str:

@@ -19,6 +19,7 @@ from curvop.curvature.calls import Call
 from curvop.curvature.differentiation import Aux
 from curvop.curvature.graph import gradient, pullback
 from curvop.curvature.probing import probe
+from curvop.curvature.reading import refuse_reading
 from curvop.diagonals.by_gradients import ByGradients
 from curvop.diagonals.computation import Way
 from curvop.diagonals.layer_sums import (
@@ -63,6 +64,7 @@ class ByCurvature:
         """Find the parameters of layers, on a few data."""
         if self.G is None:
             return self
+        refuse_reading(self.G, X, y)  # its block is not that of the Hessian
         with torch.enable_grad(), A._parameters.leaves() as params:
             with noted(params) as layers:
                 A._predict(params, X)

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from curvop.curvature import CurvatureLinearOperator, nested
+from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator, nested
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.differentiation import Aux
 from curvop.curvature.distributed import all_reduce, failing_together
+from curvop.curvature.reading import refuse_reading
 from curvop.curvature.surroundings import surroundings
 from curvop.operators.layout import Blocks
 
@@ -49,7 +51,10 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
         size = sum(total.numel() for total in sums) + 2
         with failing_together(size, A._process_group, A.dtype, A.device):
             for X, y in A._data.batches("diagonal"):
-                way = way or first_right(A, ways, X, y)
+                if way is None:
+                    if isinstance(A, GGNLinearOperator):
+                        refuse_reading(A, X, y)
+                    way = first_right(A, ways, X, y)
                 parts, (batch_loss, batch_share) = way(A, X, y)
                 for total, part in zip(sums, parts, strict=True):
                     total += part
@@ -57,6 +62,8 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
                 share += batch_share
         *sums, loss, share = all_reduce([*sums, loss, share], A._process_group)
         Z = A._divisor(loss, share)
+        if not any(bool(d.any()) for d in sums):
+            check_dependence(A._parameters, A._data, A._loss, A._process_group)
         form = ways[-1].form if way is None else way.form
         return [d.div_(Z).to(A.dtype) for d in sums], form
 

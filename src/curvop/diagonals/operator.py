@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator
+from curvop.curvature.parameters import Given, listed
 from curvop.diagonals.computation import Way, exact_diagonal
 from curvop.operators import DiagonalLinearOperator, SingularSystemError
 
@@ -31,11 +32,17 @@ class CurvatureDiagonalLinearOperator(DiagonalLinearOperator):
     Subclasses implement :meth:`_matrix` and :meth:`_ways`, and are final.
 
     Args:
+        model_func: As for the matrix, and so are the next two.
+        loss_func: The loss.
+        params: The parameters.
         *args: Those of the matrix.
         **kwargs: Those of the matrix.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model_func: Any, loss_func: Any, params: Given, *args: Any, **kwargs: Any
+    ) -> None:
+        args = (model_func, loss_func, listed(params), *args)
         A = self._matrix(*args, **kwargs)
         diagonal, form = exact_diagonal(A, self._ways(*args, **kwargs))
         super().__init__(diagonal, names=A.domain_names)

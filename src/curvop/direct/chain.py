@@ -18,7 +18,7 @@ from curvop.direct.control import control_problem
 from curvop.direct.evaluation import activations, first_not_finite
 from curvop.direct.inverse import ChainInverseLinearOperator
 from curvop.direct.layers import layers_of
-from curvop.direct.loss import terminal_cost
+from curvop.direct.loss import refuse_parameters, terminal_cost
 from curvop.direct.memory import check_memory, physical_memory
 from curvop.direct.spectrum import smallest_eigenvalue
 from curvop.operators.base import LinearOperator
@@ -113,6 +113,7 @@ class ChainHessianLinearOperator(LinearOperator):
             first = next(i for i, layer in enumerate(layers) if layer.parameters)
             layers, Z = layers[first:], Z[first:]
             check_memory(layers, Z, limit)
+            refuse_parameters(loss_func, trained, Z[-1], y)
             cost = terminal_cost(loss_func, Z[-1], y, culprit)
             is_hessian = curvature == "hessian"
             self._problem = control_problem(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from curvop.curvature import nested
 from curvop.curvature.composed_losses import composed
-from curvop.curvature.substitution import buffer_slots, substituted
+from curvop.curvature.losses import kind_of
+from curvop.curvature.reading import dependent, refuse
+from curvop.curvature.substitution import buffer_slots, substituted, tensors_in
 from curvop.direct.double_backward import gradient, second
 from curvop.direct.layers import in_double
 
@@ -90,9 +92,29 @@ def terminal_cost(
     return TerminalCost(λ.detach().flatten(), blocks)
 
 
+def refuse_parameters(
+    loss_func: Callable[[Any, Any], Tensor],
+    params: Mapping[str, Tensor],
+    prediction: Tensor,
+    y: Any,
+) -> None:
+    """Refuse a loss that depends on the parameters of the network by itself.
+
+    Raises:
+        ValueError: If it does.
+    """
+    read = tensors_in(loss_func)
+    mine = {name: p for name, p in params.items() if id(p) in read}
+    f = prediction.detach().to(next(iter(params.values())).dtype)
+    if mine:
+        with torch.enable_grad():
+            names = dependent(loss_func(f, y), mine)
+        refuse(names)
+
+
 def _num_independent(loss_func: object, prediction: Tensor) -> int:
     """Into how many groups of outputs, one after another, the loss falls apart."""
-    is_separable = type(loss_func) in _SEPARABLE and prediction.ndim > 1
+    is_separable = kind_of(loss_func) in _SEPARABLE and prediction.ndim > 1
     return len(prediction) if is_separable else 1
 
 

@@ -16,7 +16,7 @@ from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
 from curvop.curvature.losses import Loss, _told_reduction, as_loss
 from curvop.curvature.merging import Batch
-from curvop.curvature.parameters import Parameters, unwrapped
+from curvop.curvature.parameters import Parameters, predicted, unwrapped
 from curvop.curvature.replica import Replica
 from curvop.inspection.results import Matrix, first_line
 
@@ -87,8 +87,8 @@ class Problem:
         """The prediction, of a model that holds these parameters already."""
         model = unwrapped(self.model) if isinstance(self.model, nn.Module) else self.model
         if isinstance(self.params, Mapping) and not isinstance(model, nn.Module):
-            return model(dict(zip(self.params, params, strict=True)), X)
-        return model(X)
+            return predicted(model(dict(zip(self.params, params, strict=True)), X))
+        return predicted(model(X))
 
 
 def understood(

@@ -24,6 +24,7 @@ from curvop.curvature.kernels import differentiable_kernels
 from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.randomness import preserved
 from curvop.curvature.replica import Replica
+from curvop.curvature.unpacking import spread
 from curvop.inspection.differences import Evaluate, converged, flat
 from curvop.inspection.results import Matrix, Method, Reference, first_line
 
@@ -109,7 +110,7 @@ class Truth:
         parts = [t.detach().clone().requires_grad_() for t in nested.differentiable(at)]
 
         def slope(keep: bool = False) -> Tensor:
-            loss = p.loss(nested.refill(at, parts), p.y)
+            loss = spread(p.loss)(nested.refill(at, parts), p.y)
             return flat(_slopes(loss, parts, keep))
 
         u = Jv.value
@@ -122,7 +123,7 @@ class Truth:
     def _ef(self, v: Tensor) -> tuple[Tensor, list[Derivative]]:
         """``Σ gₙ gₙᵀ v / Z``."""
         p = self._problem
-        terms = unreduced(p.loss)
+        terms = spread(unreduced(p.loss))
 
         def evaluate() -> Tensor:
             prediction = p.predict()
@@ -130,7 +131,7 @@ class Truth:
 
         Jv = self._derivative(lambda: self._pushed(evaluate, v), evaluate, v)
         total = evaluate()
-        loss = p.loss(p.predict(), p.y)
+        loss = self._loss()
         Z = (total.sum() / loss).detach() if bool(loss) else total.new_tensor(1.0)
         return flat(_slopes(total, p.leaves, False, Jv.value)) / Z, [Jv]
 
@@ -148,7 +149,8 @@ class Truth:
             yield
 
     def _loss(self) -> Tensor:
-        value: Tensor = self._problem.loss(self._problem.predict(), self._problem.y)
+        p = self._problem
+        value: Tensor = spread(p.loss)(p.predict(), p.y)
         return value
 
     def _gradient(self, keep: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature.kernels import differentiable_kernels
-from curvop.curvature.parameters import as_parameters
+from curvop.curvature.parameters import Given, as_parameters, listed
 from curvop.curvature.randomness import preserved
 from curvop.curvature.reduction import Divisor
+from curvop.curvature.unpacking import Unpack, takes_weight
 from curvop.inspection.bench import Bench, benches
 from curvop.inspection.cautions import cautions
 from curvop.inspection.forecasting import choose, estimate
@@ -39,14 +40,15 @@ from curvop.inspection.trials import FORMS, WAYS, attempt
 def preflight(
     model_func: nn.Module | Callable[..., Any],
     loss_func: Callable[[Any, Any], Tensor],
-    params: Iterable[Tensor] | Mapping[str, Tensor],
-    data: Iterable[tuple[Any, Any]],
+    params: Given,
+    data: Iterable[Any],
     *,
     sample_size: int = 8,
     max_seconds: float = 10.0,
     num_data: int | None = None,
     batch_size_fn: Callable[[Any], int] | None = None,
     reduction: Literal["mean", "sum"] | Divisor | None = None,
+    unpack: Unpack | None = None,
 ) -> Preflight:
     r"""Try every way to differentiate a model, and tell which ones work and are right.
 
@@ -73,6 +75,7 @@ def preflight(
             forecast needs it.
         batch_size_fn: As for the operators.
         reduction: As for the operators.
+        unpack: As for the operators.
 
     Returns:
         What was found. Print it for a table; ``to_dict()`` and ``to_json()`` give plain
@@ -92,10 +95,19 @@ def preflight(
     'right'
     """
     deadline = time.perf_counter() + _checked(sample_size, max_seconds)
-    params = params if isinstance(params, Mapping) else _listed(params)
-    parameters = as_parameters(model_func, params)
+    params = listed(params)
+    parameters = as_parameters(model_func, params, loss_func)
     with _as_found(parameters.device):
-        sample = take(data, parameters.device, sample_size, num_data, batch_size_fn)
+        sample = take(
+            data,
+            parameters.device,
+            sample_size,
+            num_data,
+            batch_size_fn,
+            unpack=unpack,
+            takes_weight=takes_weight(loss_func),
+            params=parameters.tensors,
+        )
         problem = understood(
             model_func,
             loss_func,
@@ -189,10 +201,6 @@ def _look(problem: Problem, sample: Sample) -> tuple[Sample, Observation]:
 def _as_found(device: torch.device) -> Iterator[None]:
     with preserved(device), torch.inference_mode(False), differentiable_kernels():
         yield
-
-
-def _listed(params: Any) -> Any:
-    return params if isinstance(params, Tensor) else list(params)
 
 
 def _checked(sample_size: Any, max_seconds: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,7 @@ def take(
     size: int,
     num_data: int | None,
     batch_size_fn: Callable[[Any], int] | None,
+    **forms: Any,
 ) -> Sample:
     """The first ``size`` data.
 
@@ -68,6 +69,7 @@ def take(
         size: Number of data to take at most.
         num_data: Number of data in all, if the user tells.
         batch_size_fn: Number of data in ``X``, or ``None`` for the leading axis.
+        **forms: What :class:`Data` is told of the form of the batches.
 
     Raises:
         TypeError: If the data is no iterable of pairs.
@@ -76,9 +78,9 @@ def take(
     is_one_shot = isinstance(source, Iterator)
     if is_one_shot:  # the operators refuse it; a look at one batch tells the rest
         rest = list(itertools.islice(source, 1))
-        data = Data(rest, device, None, batch_size_fn)
+        data = Data(rest, device, None, batch_size_fn, **forms)
     else:
-        data = Data(source, device, num_data, batch_size_fn)
+        data = Data(source, device, num_data, batch_size_fn, **forms)
     with preserved(device, *data.generators):
         first, second, seconds = _begin(data)
         is_changing = _changes(source, data, first)
@@ -156,19 +158,15 @@ def _size(data: Data, batch: Batch) -> int | None:
 def _count(source: Any, data: Data, first: int | None) -> tuple[int | None, bool]:
     """Number of data without loading them, and whether batches differ in size."""
     if isinstance(source, list | tuple):
-        sizes = [_size(data, batch) for batch in _pairs(source)]
+        sizes = [_size(data, data.pair(batch)) for batch in source]
         known = [n for n in sizes if n is not None]
-        is_complete = len(known) == len(sizes) == len(source)
+        is_complete = len(known) == len(source)
         return sum(known) if is_complete else None, len(set(known)) > 1
     if isinstance(source, DataLoader) and source.batch_size is not None:
         return _count_of_loader(source)
     if first is not None and data.num_batches is not None:
         return first * data.num_batches, False
     return None, False
-
-
-def _pairs(source: Iterable[Any]) -> Iterator[Batch]:
-    return ((b[0], b[1]) for b in source if isinstance(b, tuple | list) and len(b) == 2)
 
 
 def _count_of_loader(loader: DataLoader[Any]) -> tuple[int | None, bool]:

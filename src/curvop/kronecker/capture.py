@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from curvop.curvature.calls import detached_from_base
+from curvop.curvature.graph import leaves_of
 from curvop.kronecker.calls import (
     LayerCall,
     MatrixCall,
@@ -182,10 +183,18 @@ class Capture(TorchFunctionMode):
         if self._receive is not None:
             self._receive(self.calls[index], g.detach())
 
-    def look_at(self, outputs: Sequence[Tensor]) -> None:
-        """Refuse the parameters that the outputs depend on in other ways."""
-        for i in _accumulated(outputs, self._position):
-            self.refused.setdefault(i, "it is used outside of supported layers")
+    def look_at(self, outputs: Sequence[Tensor]) -> bool:
+        """Refuse the parameters that the outputs depend on in other ways.
+
+        Returns:
+            Whether the outputs depend on any parameter.
+        """
+        leaves = {id(t) for t in leaves_of(outputs)}
+        for p, i in self._position.items():
+            if p in leaves:
+                self.refused.setdefault(i, "it is used outside of supported layers")
+        mine = {*self._position, *(id(t) for t in self._leaves.values())}
+        return not mine.isdisjoint(leaves)
 
     def pull(
         self,
@@ -270,20 +279,3 @@ def _note(
         return None  # one datum without a batch axis
     options = {k: v for k, v in named.items() if k not in ("input", "weight", "bias")}
     return MatrixCall(**matrix, options=options)
-
-
-def _accumulated(outputs: Sequence[Tensor], position: dict[int, int]) -> set[int]:
-    """The parameters that a graph starts from."""
-    found: set[int] = set()
-    seen: set[Any] = set()
-    reached: list[Any] = [o.grad_fn for o in outputs if o.grad_fn is not None]
-    while reached:
-        node = reached.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) in position:
-            found.add(position[id(leaf)])
-        reached += [n for n, _ in node.next_functions if n is not None]
-    return found

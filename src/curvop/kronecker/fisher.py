@@ -13,6 +13,7 @@ from torch import Tensor
 
 from curvop.curvature import nested
 from curvop.curvature.data import Data
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.groups import Per
 from curvop.curvature.losses import Loss
@@ -20,6 +21,7 @@ from curvop.curvature.output_factor import OutputFactor, output_factor
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.probing import probe
 from curvop.curvature.randomness import preserved
+from curvop.curvature.reading import read_by, refuse
 from curvop.curvature.reduction import total_divisor
 from curvop.kronecker.calls import LayerCall
 from curvop.kronecker.capture import Capture
@@ -76,25 +78,33 @@ class Fisher:
             The divisor ``Z``, and parameters without Kronecker factors, with the reason.
 
         Raises:
-            ValueError: If the loss is not finite, averages over nothing, or has no such
-                columns.
+            ValueError: If the loss is not finite, averages over nothing, depends on
+                parameters by itself, or has no such columns; if the model is cut off its
+                parameters.
         """
         device = self.parameters.device
         loss = torch.zeros((), dtype=torch.float64, device=device)
         share = torch.zeros((), dtype=torch.float64, device=device)
+        is_used = torch.zeros((), dtype=torch.float64, device=device)
         refused: dict[int, str] = {}
         is_first = True
         with _surroundings(self.data):
             stream = Stream(self.parameters.model, self.parameters.tensors, self.data)
-            with failing_together(2, self.process_group, loss.dtype, device):
+            with failing_together(3, self.process_group, loss.dtype, device):
                 for X, y in stream.batches(what):
-                    total, part, found = self._batch(X, y, layers, stream, check, is_first)
+                    total, part, used, found = self._batch(
+                        X, y, layers, stream, check, is_first
+                    )
                     refused = found | refused
                     loss += total
                     share += part
+                    is_used += used
                     is_first = False
                 layers.complete()
-            loss, share = all_reduce([loss, share], self.process_group)
+            sums = all_reduce([loss, share, is_used], self.process_group)
+            loss, share, is_used = sums
+            if not bool(is_used):
+                check_dependence(self.parameters, self.data, group=self.process_group)
             self._reduce(layers, refused)
         if not bool(torch.isfinite(loss)):
             raise ValueError(
@@ -105,8 +115,8 @@ class Fisher:
 
     def _batch(
         self, X: Any, y: Any, layers: Layers, stream: Stream, check: bool, is_first: bool
-    ) -> tuple[Tensor, Any, dict[int, str]]:
-        """Loss, share of the divisor and refused parameters of one batch."""
+    ) -> tuple[Tensor, Any, bool, dict[int, str]]:
+        """Loss, share of the divisor, whether parameters are used, those refused."""
         N = self.data.batch_size(X, y)
         with torch.enable_grad(), self.parameters.leaves() as params:
             capture = Capture(params, N)
@@ -114,7 +124,10 @@ class Fisher:
                 with capture:
                     prediction = self.parameters.model(params, X)
                 outputs = nested.differentiable(prediction)
-                capture.look_at(outputs)
+                is_used = capture.look_at(outputs)
+                if is_first and self.parameters.read:
+                    at = self.parameters
+                    refuse(read_by(self.loss, at, params, prediction, y))
                 with torch.no_grad():
                     loss = self.loss.total(prediction, y)
                     share = self.loss.divisor(prediction, y)
@@ -129,7 +142,7 @@ class Fisher:
                     capture.forget_inputs()
                 if S is not None:
                     self._pull(S, outputs, capture, layers)
-                return loss, share, capture.refused
+                return loss, share, is_used, capture.refused
             finally:
                 capture.release()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args
 
@@ -18,8 +18,9 @@ from curvop.curvature.data import Data
 from curvop.curvature.groups import Per
 from curvop.curvature.losses import as_loss
 from curvop.curvature.output_factor import SEED
-from curvop.curvature.parameters import Parameters, as_parameters
+from curvop.curvature.parameters import Given, Parameters, as_parameters, listed
 from curvop.curvature.reduction import Divisor
+from curvop.curvature.unpacking import Unpack, takes_weight
 from curvop.kronecker.blocks import eigh, multiply
 from curvop.kronecker.check import check
 from curvop.kronecker.factors import Approximation, Factors
@@ -56,8 +57,8 @@ class FactoredCurvatureLinearOperator(LinearOperator):
             counts are calls of ``torch.nn.functional``, not module classes; nothing is
             hooked onto the model.
         loss_func: The loss.
-        params: Parameters, list or dict; the others are constants.
-        data: A re-iterable of mini-batches ``(X, y)``.
+        params: Parameters, as for :class:`GGNLinearOperator`; the others are constants.
+        data: A re-iterable of mini-batches ``(X, y)``, as for :class:`GGNLinearOperator`.
         fisher_type: ``"type-2"``: the exact GGN. ``"mc"``: targets drawn from the model's
             predictive distribution. ``"empirical"``: gradients of the loss at the targets.
             ``"forward-only"``: no backward pass, the identity in place of ``B`` (Benzing,
@@ -90,6 +91,7 @@ class FactoredCurvatureLinearOperator(LinearOperator):
             it divides by; see :class:`GGNLinearOperator`.
         process_group: A ``torch.distributed`` group in which each rank holds its share of
             the data.
+        unpack: For batches in another form: function of a batch that returns ``(X, y)``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -102,8 +104,8 @@ class FactoredCurvatureLinearOperator(LinearOperator):
         self,
         model_func: nn.Module | Callable[..., Any],
         loss_func: Callable[[Any, Any], Tensor],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
-        data: Iterable[tuple[Any, Any]],
+        params: Given,
+        data: Iterable[Any],
         *,
         fisher_type: FisherType = "type-2",
         mc_samples: int = 1,
@@ -120,20 +122,22 @@ class FactoredCurvatureLinearOperator(LinearOperator):
         batch_size_fn: Callable[[Any], int] | None = None,
         reduction: Literal["mean", "sum"] | Divisor | None = None,
         process_group: ProcessGroup | None = None,
+        unpack: Unpack | None = None,
     ) -> None:
         _check_choice("fisher_type", fisher_type, get_args(FisherType))
         _check_choice("kfac_approx", kfac_approx, ("expand", "reduce"))
         _check_choice("unsupported", unsupported, ("diagonal", "error"))
         _check_choice("per", per, get_args(Per))
         _check_samples(mc_samples, fisher_type)
-        params = params if isinstance(params, Mapping | Tensor) else list(params)
-        parameters = as_parameters(model_func, params)
+        params = listed(params)
+        parameters = as_parameters(model_func, params, loss_func)
         common: dict[str, Any] = {
             "progressbar": progressbar,
             "num_data": num_data,
             "batch_size_fn": batch_size_fn,
             "reduction": reduction,
             "process_group": process_group,
+            "unpack": unpack,
         }
         if check_deterministic:
             plain: Any = {"differentiation": "backpack", "check_deterministic": False}
@@ -148,6 +152,9 @@ class FactoredCurvatureLinearOperator(LinearOperator):
                 batch_size_fn,
                 progressbar,
                 may_be_empty=process_group is not None,
+                unpack=unpack,
+                takes_weight=takes_weight(loss_func),
+                params=parameters.tensors,
             ),
             fisher_type,
             mc_samples,
@@ -284,7 +291,7 @@ class FactoredCurvatureLinearOperator(LinearOperator):
         cls: type[Self],
         path: str | os.PathLike[str],
         model_func: nn.Module | Callable[..., Any],
-        params: Iterable[Tensor] | Mapping[str, Tensor],
+        params: Given,
     ) -> Self:
         """Read factors that were saved.
 

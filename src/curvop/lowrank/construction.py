@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from curvop.curvature.dependence import check_dependence
 from curvop.curvature.linearization import refuse_if_changed, versions
 from curvop.curvature.parameters import constant
 from curvop.curvature.probing import probe, tolerance
+from curvop.curvature.reading import refuse_reading
 from curvop.curvature.surroundings import surroundings
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.derivation import Batch, Way, ways
@@ -48,6 +50,9 @@ def factor(
     with surroundings(op._data):
         data = list(op._data.batches("factor"))
         products = [op._sum_over([batch], v)[0] for batch in data]
+        refuse_reading(op, *data[0])
+        if not any(bool(b.any()) for sums in products for b in sums[:-2]):
+            check_dependence(op._parameters, op._data, op._loss)
         loss, share = (torch.stack([sums[i] for sums in products]).sum() for i in (-2, -1))
         Z = op._divisor(loss, share)
         pairs = [

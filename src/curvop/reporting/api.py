@@ -58,6 +58,7 @@ def report(
     budget: str | float | None = "10m",
     reduction: Any = None,
     batch_size_fn: Callable[[Any], int] | None = None,
+    unpack: Callable[[Any], Any] | None = None,
     title: str | None = None,
     progressbar: bool = False,
 ) -> Report:
@@ -95,6 +96,7 @@ def report(
             would not end in time; looking at model and data is not cut short.
         reduction: Of a callable loss that does not tell.
         batch_size_fn: Number of data in ``X``, where it cannot be told.
+        unpack: For batches in another form: function of a batch that returns ``(X, y)``.
         title: Heading of the page; by default the name of the module's class.
         progressbar: Whether to show progress, on stderr.
 
@@ -125,6 +127,7 @@ def report(
         "preconditioner": preconditioner,
         "reduction": reduction,
         "batch_size_fn": batch_size_fn,
+        "unpack": unpack,
     }
     if curvature not in OPERATORS:
         raise ValueError(f"Expected curvature as one of {[*OPERATORS]}, got {curvature!r}.")

@@ -152,6 +152,7 @@ def _preflight(options: argparse.Namespace, target: Target, begin: float) -> int
         target.data,
         reduction=target.reduction,
         batch_size_fn=target.batch_size_fn,
+        unpack=target.unpack,
     )
     print(found.to_json() if options.json else found)
     return DONE if found.is_ready else FAILED

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature import nested
+from curvop.curvature.substitution import tensors_in
 from curvop.reporting.target import Target, TargetError
 
 
@@ -53,6 +54,12 @@ def converted(
         raise TargetError(
             "dtype and device need a module as model, whose tensors can be converted, got "
             f"a {type(target.model).__name__}. Convert it in your function."
+        )
+    read = tensors_in(target.loss) if callable(target.loss) else {}
+    if any(id(p) in read for p in target.tensors):
+        raise TargetError(
+            "dtype and device make a copy of the module, and the loss refers to parameters "
+            "of the original. Convert both in your function."
         )
     model = copy.deepcopy(target.model).to(device=device, dtype=dtype)
     loss = target.loss

@@ -69,6 +69,7 @@ def matrices(target: Target, settings: Settings, notes: list[str]) -> Matrices:
             target.data,
             reduction=target.reduction,
             batch_size_fn=target.batch_size_fn,
+            unpack=target.unpack,
             check_deterministic=check,
         )
 

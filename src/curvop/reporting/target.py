@@ -16,8 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from curvop.curvature.parameters import listed
+
 NEEDED = ("model", "loss", "params", "data")
-OPTIONAL = ("optimizer", "preconditioner", "reduction", "batch_size_fn")
+OPTIONAL = ("optimizer", "preconditioner", "reduction", "batch_size_fn", "unpack")
 EXPECTED = (
     "Expected (model, loss, params, data), the same with an optimizer or a preconditioner "
     f"as fifth, or a dict with the keys {', '.join(NEEDED)} and, if you like, "
@@ -46,16 +48,18 @@ class Target:
         preconditioner: Diagonal or operator that gradients are divided by, or ``None``.
         reduction: Of a callable loss that does not tell.
         batch_size_fn: Number of data in ``X``, where it cannot be told.
+        unpack: What makes ``(X, y)`` of a batch in another form.
     """
 
     model: Any
     loss: Any
     params: list[Tensor] | dict[str, Tensor]
-    data: Iterable[tuple[Any, Any]]
+    data: Iterable[Any]
     optimizer: Any = None
     preconditioner: Any = None
     reduction: Any = None
     batch_size_fn: Callable[[Any], int] | None = None
+    unpack: Callable[[Any], Any] | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -193,10 +197,11 @@ def target(**fields: Any) -> Target:
                 f"model is a {type(model).__name__}. Give the parameters."
             )
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    elif isinstance(params, Mapping):
-        params = dict(params)
-    elif isinstance(params, Iterable) and not isinstance(params, Tensor):
-        params = list(params)  # model.parameters() can be passed over once only
+    elif isinstance(params, nn.Module | Iterable) and not isinstance(params, Tensor):
+        try:
+            params = listed(params)
+        except (TypeError, ValueError) as error:
+            raise TargetError(str(error)) from error
     else:
         raise TargetError(
             f"Expected params as a list or dict of tensors, got {type(params).__name__}."
