@@ -75,6 +75,7 @@ class Proof:
 
 
 UNCHECKED = "built with check_deterministic=False"
+STOPPED = "the gradient is not that of the loss"
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,11 @@ class Truth:
     error: float
     order: float
 
+    @property
+    def margin(self) -> float:
+        """Relative difference of a right product that it may be to blame for."""
+        return 10 * self.error
+
     def distance(self, product: Blocks) -> float:
         """Relative difference of another product."""
         off = norm([a.to(b) - b for a, b in zip(product, self.product, strict=True)])
@@ -200,28 +206,29 @@ def prove(
     """
 
     @functools.cache
-    def truth() -> Truth | str:
-        return _truth(subject, V)
+    def known() -> Truth | str:
+        return truth(subject, V)
 
     def attempt(way: Differentiation) -> Proof:
         called = CALLED[way.name]
         if isinstance(way, Differences):
-            found = truth()
+            found = known()
             if isinstance(found, str):
                 raise InaccurateError(found)
             way.error = max(way.error, found.error)
-            return Proof(called, found.error)
+            doubt = None if is_gradient(found.subject) else STOPPED
+            return Proof(called, found.error, doubt)
         product = _product(way, subject, V)
-        found = truth()
+        found = known()
         if isinstance(found, str):
             return Proof(called, doubt=found)
         off = found.distance([b[:1] for b in product])
-        if off <= ROUNDED.get(subject.dtype, ROUGH) + 10 * found.error:
+        if off <= ROUNDED.get(subject.dtype, ROUGH) + found.margin:
             return Proof(called, off)
         return _judged(way, called, found, V, off)
 
     def say(way: Differentiation, error: Exception) -> str:
-        found, where = truth(), ""
+        found, where = known(), ""
         if isinstance(error, WrongDerivativeError) and isinstance(found, Truth):
             s = found.subject
             where = culprit(way, s.risk, s.at, s.kinds)
@@ -262,7 +269,7 @@ def _product(way: Differentiation, subject: Subject, V: Blocks) -> Blocks:
 
 
 def _judged(
-    way: Differentiation, called: Way, truth: Truth, V: Blocks, off: float
+    way: Differentiation, called: Way, right: Truth, V: Blocks, off: float
 ) -> Proof:
     """Of a product that is not the true one: rounded, of another function, or wrong.
 
@@ -270,20 +277,20 @@ def _judged(
         WrongDerivativeError: If it is wrong.
     """
     exact = off
-    if truth.subject.dtype is torch.float64:
+    if right.subject.dtype is torch.float64:
         v = [b[:1].double() for b in V]
-        exact = truth.distance(truth.subject.multiply(way, v))
-        if exact <= EXACT + 10 * truth.error:
+        exact = right.distance(right.subject.multiply(way, v))
+        if exact <= EXACT + right.margin:
             doubt = None if off <= ROUGH else f"rounding makes {off:.0e} of a product"
             return Proof(called, off, doubt)
-    if not _is_gradient(truth.subject):
-        return Proof(called, doubt="the gradient is not that of the loss")
+    if not is_gradient(right.subject):
+        return Proof(called, doubt=STOPPED)
     raise WrongDerivativeError(
         f"a product is off by {exact:.1g} relative to differences of first derivatives"
     )
 
 
-def _truth(subject: Subject, V: Blocks) -> Truth | str:
+def truth(subject: Subject, V: Blocks) -> Truth | str:
     """The product with the first column by differences, or why there is none."""
     reason = ""
     for precision in ("double", "own"):
@@ -305,7 +312,7 @@ def _truth(subject: Subject, V: Blocks) -> Truth | str:
     return reason
 
 
-def _is_gradient(subject: Subject) -> bool:
+def is_gradient(subject: Subject) -> bool:
     """Whether the gradient is that of the risk: a model may stop gradients."""
     g = subject.slope(subject.at)
     length = norm(g)
