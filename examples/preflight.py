@@ -6,7 +6,8 @@ What it shows, on images of handwritten digits:
    batch norm in train mode: not ready, and why;
 2. the same network after ``model.eval()``: the whole table;
 3. four more models, one of which has a custom function with a wrong second derivative: its
-   Hessian is symmetric, reproducible, raises no error, and is wrong in every precision;
+   Hessian by autograd is symmetric, reproducible, raises no error, and is wrong in every
+   precision, so that differences of first derivatives are taken;
 4. the forecast of what 100 products take, next to what they then took.
 
 It ends in that table. Run it with ``python examples/preflight.py`` where curvop is

@@ -108,8 +108,8 @@ EF            verdict      error  asymmetry   noise     time   memory    set-up 
   Compared with nothing: two steps differ
 
 → the automatic choice. error: against differences of first derivatives in float64; of
-these, their own estimate. asymmetry: of uᵀAv and vᵀAu. noise: of two products. time,
-memory: of a product, in gradients. set-up, kept: once, to linearize.
+these, at least their own estimate. asymmetry: of uᵀAv and vᵀAu. noise: of two products.
+time, memory: of a product, in gradients. set-up, kept: once, to linearize.
 
 Needs care
 ─────────────────────────────────────────────────────────────────────────────────────────

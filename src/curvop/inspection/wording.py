@@ -20,8 +20,8 @@ HEADINGS = (
 
 LEGEND = (
     "→ the automatic choice. error: against differences of first derivatives in float64; "
-    "of these, their own estimate. asymmetry: of uᵀAv and vᵀAu. noise: of two products. "
-    "time, memory: of a product, in gradients. set-up, kept: once, to linearize."
+    "of these, at least their own estimate. asymmetry: of uᵀAv and vᵀAu. noise: of two "
+    "products. time, memory: of a product, in gradients. set-up, kept: once, to linearize."
 )
 SIGNS: dict[Severity, str] = {"stop": "✗", "care": "!", "note": "·"}
 
