@@ -130,12 +130,12 @@ def measured(model: nn.Module, loss_func: nn.Module, batches: Batches) -> float:
 
 def print_forecasts(rows: dict[str, tuple[Preflight, float]]) -> None:
     print(f"\n4. {PRODUCTS} products with the linearised Gauss-Newton matrix\n")
-    print(f"   {'':<26}{'ready':<7}{'Hessian':<9}{'keeps':<10}{'forecast':>9}{'took':>9}")
+    print(f"   {'':<26}{'ready':<7}{'Hessian':<13}{'keeps':<10}{'forecast':>9}{'took':>9}")
     for name, (found, seconds) in rows.items():
         forecast = found.forecast("GGN")
-        verdict = found.trial("Hessian", "backpack").verdict
+        way = found.forecast("Hessian").way
         print(
-            f"   {name:<26}{'yes' if found.is_ready else 'no':<7}{verdict:<9}"
+            f"   {name:<26}{'yes' if found.is_ready else 'no':<7}{way:<13}"
             f"{forecast.form:<10}{forecast.linearized_seconds:>7.2f} s{seconds:>7.2f} s"
         )
 
