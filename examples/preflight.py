@@ -6,7 +6,8 @@ What it shows, on images of handwritten digits:
    batch norm in train mode: not ready, and why;
 2. the same network after ``model.eval()``: the whole table;
 3. four more models, one of which has a custom function with a wrong second derivative: its
-   Hessian is symmetric, reproducible, raises no error, and is wrong in every precision;
+   Hessian by autograd is symmetric, reproducible, raises no error, and is wrong in every
+   precision, so that differences of first derivatives are taken;
 4. the forecast of what 100 products take, next to what they then took.
 
 It ends in that table. Run it with ``python examples/preflight.py`` where curvop is
@@ -129,12 +130,12 @@ def measured(model: nn.Module, loss_func: nn.Module, batches: Batches) -> float:
 
 def print_forecasts(rows: dict[str, tuple[Preflight, float]]) -> None:
     print(f"\n4. {PRODUCTS} products with the linearised Gauss-Newton matrix\n")
-    print(f"   {'':<26}{'ready':<7}{'Hessian':<9}{'keeps':<10}{'forecast':>9}{'took':>9}")
+    print(f"   {'':<26}{'ready':<7}{'Hessian':<13}{'keeps':<10}{'forecast':>9}{'took':>9}")
     for name, (found, seconds) in rows.items():
         forecast = found.forecast("GGN")
-        verdict = found.trial("Hessian", "backpack").verdict
+        way = found.forecast("Hessian").way
         print(
-            f"   {name:<26}{'yes' if found.is_ready else 'no':<7}{verdict:<9}"
+            f"   {name:<26}{'yes' if found.is_ready else 'no':<7}{way:<13}"
             f"{forecast.form:<10}{forecast.linearized_seconds:>7.2f} s{seconds:>7.2f} s"
         )
 

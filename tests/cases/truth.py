@@ -1,5 +1,7 @@
 """Dense matrices by plain double backward, on all data at once.
 
+Double backward may itself be wrong: ``test_truth.py`` confirms them by differences.
+
 Nothing of curvop is used here (but the samples of the sampled Fisher), and nothing of
 ``torch.func``, which is silently wrong through norm layers (pytorch/functorch#534).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import curvop
+from curvop.curvature.differentiation import WrongDerivativeError
 from curvop.curvature.parameters import as_parameters
 from curvop.inspection import Preflight, preflight
 from curvop.inspection.bench import probes
@@ -38,12 +40,14 @@ def test_all_is_well() -> None:
         assert verdicts(found, matrix) == {
             "func": "right",
             "backpack": "right",
+            "differences": "right",
             "rows": "declined",
             "factored": "declined",
             "recorded": "right",
             "graphs": "right",
         }
         assert found.forecast(matrix).way == "func"
+        assert re.match(r"proven to \de-0[78]", found.forecast(matrix).proof)
         assert found.trial(matrix, "func").is_chosen
 
 
@@ -90,20 +94,25 @@ def test_awkward_models_are_ready(build: Build, way: str) -> None:
 def test_wrong_second_derivative_is_found() -> None:
     """Double backward in float64 is wrong as well: only differences know better."""
     found = models.of(models.around(models.WrongCube))
-    assert not found.is_ready
     assert verdicts(found, "Hessian")["func"] == "wrong"
     assert verdicts(found, "Hessian")["backpack"] == "wrong"
     assert verdicts(found, "Hessian")["graphs"] == "wrong"
+    assert verdicts(found, "Hessian")["differences"] == "right"
     assert verdicts(found, "GGN")["backpack"] == "right"  # first derivatives do
     assert verdicts(found, "EF")["backpack"] == "right"
-    assert found.references[0].method == "finite differences"
-    assert found.references[1].method == "double backward"
-    assert models.where(found, "second derivatives disagree") == ("WrongCube",)
-    assert "wrong" in str(found)
-    assert "Not ready: second derivatives" in str(found)
+    forecast = found.forecast("Hessian")
+    assert (forecast.way, forecast.form) == ("differences", "scratch")
+    assert "custom function WrongCube in layer Around" in forecast.reason
+    assert found.forecast("GGN").way == "backpack"
+    assert found.is_ready, str(found)
+    text = str(found)
+    assert "wrong" in text
+    assert "The operator takes differences, proven to" in text
+    assert "at fault is custom function WrongCube" in " ".join(text.split())
 
 
 def test_error_of_a_wrong_second_derivative() -> None:
+    """The preflight tells it; the operator refuses."""
     wrong, right = (
         models.around(f, torch.float64) for f in (models.WrongCube, models.cube)
     )
@@ -112,17 +121,22 @@ def test_error_of_a_wrong_second_derivative() -> None:
     problem = Problem(right, list(right.parameters()), nn.MSELoss(), *batches[0])
     v = probes(as_parameters(right, problem.params))[0]
     exact = truth.dense(problem, "hessian") @ v
-    H = curvop.HessianLinearOperator(
-        wrong,
-        nn.MSELoss(),
-        list(wrong.parameters()),
-        batches[:1],
-        differentiation="backpack",
-    )
+
+    def hessian(**options: Any) -> curvop.HessianLinearOperator:
+        params = list(wrong.parameters())
+        return curvop.HessianLinearOperator(
+            wrong, nn.MSELoss(), params, batches[:1], **options
+        )
+
+    H = hessian(differentiation="backpack", check_deterministic=False)
     error = relative(H @ v, exact)
     assert error > 0.1
     told = found.trial("Hessian", "backpack").error
     assert told == pytest.approx(error, rel=1e-4)
+    with pytest.raises(WrongDerivativeError, match="WrongCube in layer Around"):
+        hessian(differentiation="backpack")
+    told = found.trial("Hessian", "differences").error
+    assert relative(hessian(differentiation="differences") @ v, exact) <= 10 * told < 1e-6
 
 
 def test_right_custom_function_is_not_called_wrong() -> None:
@@ -136,8 +150,11 @@ def test_right_custom_function_is_not_called_wrong() -> None:
 
 def test_function_that_can_be_differentiated_once() -> None:
     found = models.of(models.around(models.OnceCube))
-    assert not found.is_ready
-    assert {t.verdict for t in found.trials if t.works} == {"wrong"}
+    for t in found.trials:
+        if t.works:
+            assert t.verdict == ("right" if t.way == "differences" else "wrong")
+    assert {f.way for f in found.forecasts} == {"differences"}
+    assert found.is_ready, str(found)
 
 
 def test_wrong_forward_mode_is_found_and_not_chosen() -> None:
@@ -149,8 +166,16 @@ def test_wrong_forward_mode_is_found_and_not_chosen() -> None:
 
 
 def test_intended_surrogate_is_not_called_wrong() -> None:
+    """It is not called right either: of what is it the derivative?"""
     found = models.of(models.around(models.Through))
-    assert verdicts(found, "Hessian")["backpack"] == "right"
+    assert {t.verdict for t in found.trials if t.works} == {"unchecked"}
+    for matrix in ("Hessian", "GGN", "EF"):
+        why = "not proven: the gradient is not that of the loss"
+        assert found.forecast(matrix).proof == why
+        assert found.trial(matrix, "backpack").reason == why
+        assert found.trial(matrix, "backpack").error is None
+    assert not found.is_ready
+    assert f"backpack, is {why}" in " ".join(str(found).split())
     (what,) = [w for w in models.cautions(found) if "gradient is not that" in w]
     assert models.cautions(found)[what] == "care"
 
@@ -210,15 +235,29 @@ def test_half_precision() -> None:
 
 
 def test_rounding_is_told_from_error() -> None:
-    """Differences of large numbers: single precision has no digits left of them."""
-    big = 1e3
+    """Differences of large numbers: single precision has few digits left of them."""
+    found = models.of(models.around(cancelling(15.0)))
+    for way in ("func", "backpack", "graphs", "recorded"):
+        trial = found.trial("Hessian", way)
+        assert trial.verdict == "rough"
+        assert trial.reason == "rounding leaves 3 digits; in float64 it is right"
+        assert 1e-4 < trial.error < 1e-3
+    assert found.is_ready
 
-    def cancels(x: Tensor) -> Tensor:
-        return (x + big) ** 3 - big**3 - 3 * big**2 * x - 3 * big * x**2
 
-    found = models.of(models.around(cancels))
-    assert found.trial("Hessian", "func").verdict == "rough"
-    assert found.trial("Hessian", "func").error > 1e-3
+def test_rounding_that_leaves_nothing_to_compare_with() -> None:
+    """Not even double precision has the digits for differences."""
+    found = models.of(models.around(cancelling(1e3)))
+    assert verdicts(found, "Hessian")["func"] == "unchecked"
+    assert "do not converge in float64" in found.trial("Hessian", "func").reason
+    assert found.references[0].method is None
+    assert "InaccurateError" in found.trial("Hessian", "differences").reason
+    assert not found.is_ready
+
+
+def cancelling(big: float) -> Callable[[Tensor], Tensor]:
+    """``x³``, as a difference of large numbers."""
+    return lambda x: (x + big) ** 3 - big**3 - 3 * big**2 * x - 3 * big * x**2
 
 
 def test_mixed_precision() -> None:
@@ -327,10 +366,10 @@ def test_out_of_time() -> None:
 
 
 def test_loss_whose_kernel_has_no_second_derivative() -> None:
-    """The operators compose it; the reference falls back on differences."""
+    """The operators compose it; differences need none."""
     model = models.mlp()
     batches = [(X, classes(2, len(X))) for X, _ in models.data()]
     found = models.of(model, batches, nn.MultiMarginLoss(p=2))
     assert found.is_ready, str(found)
     assert found.references[0].method == "finite differences"
-    assert "derivative" in found.references[0].doubt
+    assert found.references[0].doubt is None

@@ -1,4 +1,4 @@
-"""The reference: against dense matrices, and where finite differences decide."""
+"""The reference: against dense matrices, and where differences do not tell."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.parameters import as_parameters
+from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.differences import Differences, InaccurateError
+from curvop.curvature.empirical_fisher import EFLinearOperator
+from curvop.curvature.ggn import GGNLinearOperator
+from curvop.curvature.hessian import HessianLinearOperator
+from curvop.curvature.parameters import Parameters, as_parameters
 from curvop.curvature.probing import probe
-from curvop.curvature.replica import Replica, duplicate, replica
-from curvop.inspection.differences import converged
-from curvop.inspection.reference import DISAGREES, STOPPED, UNCLEAR, Truth
+from curvop.curvature.proof import Truth, is_gradient, subject
+from curvop.curvature.replica import doubled, duplicate
+from curvop.inspection import preflight
+from curvop.inspection.reference import reference
+from curvop.inspection.results import Reference
 from tests.cases import attention, parameterizations, truth
 from tests.cases.curvature import MODELS, Model
 from tests.cases.problem import Problem
@@ -23,10 +30,21 @@ from tests.inspection import models
 NAMES = {"Hessian": "hessian", "GGN": "ggn", "EF": "ef-output"}
 
 
-def copy_of(problem: Problem, dtype: torch.dtype = torch.float64) -> Replica:
-    parameters = as_parameters(problem.model, problem.params)
-    batch = (problem.X, problem.y)
-    return replica(problem.model, problem.loss, problem.params, parameters, batch, dtype)
+def operator(problem: Problem, matrix: str = "Hessian") -> CurvatureLinearOperator:
+    """Over all data as one batch."""
+    kind = {
+        "Hessian": HessianLinearOperator,
+        "GGN": GGNLinearOperator,
+        "EF": EFLinearOperator,
+    }[matrix]
+    options = {**problem.options, "check_deterministic": False}
+    data = [(problem.X, problem.y)]
+    return kind(problem.model, problem.loss, problem.params, data, **options)
+
+
+def found_for(problem: Problem, matrix: Any) -> tuple[Truth | None, Reference]:
+    v = [b.double().view(1, *b.shape) for b in probe([p.detach() for p in problem.tensors])]
+    return reference(matrix, operator(problem, matrix), (problem.X, problem.y), v)
 
 
 def problem_of(model: nn.Module, dtype: torch.dtype = torch.float64) -> Problem:
@@ -35,7 +53,11 @@ def problem_of(model: nn.Module, dtype: torch.dtype = torch.float64) -> Problem:
 
 
 def flat_probe(problem: Problem) -> Tensor:
-    return torch.cat([b.flatten() for b in probe([p.detach() for p in problem.tensors])])
+    return flat(probe([p.detach() for p in problem.tensors]))
+
+
+def flat(blocks: Any) -> Tensor:
+    return torch.cat([b.flatten() for b in blocks])
 
 
 # -------------------------------------------------------------------- the products
@@ -43,17 +65,18 @@ def flat_probe(problem: Problem) -> Tensor:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_products_are_those_of_the_dense_matrix(model: Model) -> None:
+    """To within what they say of themselves."""
     problem = model.build(torch.float64)
-    found = Truth(copy_of(problem))
-    assert found.gradient_is_right
     v = flat_probe(problem)
     for matrix, name in NAMES.items():
         if name not in model.matrices:
             continue
-        product, reference = found.product(matrix, v)
-        assert error(product, truth.dense(problem, name) @ v) < 1e-10
-        assert (reference.method, reference.doubt) == ("double backward", None)
-        assert reference.dtype == "float64"
+        known, how = found_for(problem, matrix)
+        assert known is not None, how
+        assert is_gradient(known.subject)
+        assert error(flat(known.product), truth.dense(problem, name) @ v) <= known.margin
+        assert known.margin < 1e-6
+        assert how == Reference(matrix, "finite differences", "float64", None, known.error)
 
 
 def test_products_of_single_precision_are_in_double() -> None:
@@ -63,49 +86,51 @@ def test_products_of_single_precision_are_in_double() -> None:
         p.data.copy_(q)
     double.loss.weight.copy_(single.loss.weight)
     double.X.copy_(single.X)
+    known, how = found_for(single, "Hessian")
+    assert how.dtype == "float64"
     v = flat_probe(double)
-    product, _ = Truth(copy_of(single)).product("Hessian", v)
-    assert error(product, truth.dense(double, "hessian") @ v) < 1e-12
+    assert error(flat(known.product), truth.dense(double, "hessian") @ v) < 1e-8
 
 
 @pytest.mark.parametrize("matrix", ["Hessian", "GGN", "EF"])
 @pytest.mark.parametrize("function", [models.WrongCube, models.OnceCube])
 def test_wrong_double_backward(matrix: Any, function: type) -> None:
-    """Differences are taken where it is wrong, to five digits at least."""
     problem = problem_of(models.around(function, torch.float64))
     right = problem_of(models.around(models.cube, torch.float64))
-    found = Truth(copy_of(problem))
-    assert found.gradient_is_right
+    known, _ = found_for(problem, matrix)
+    assert is_gradient(known.subject)
     v = flat_probe(problem)
-    product, reference = found.product(matrix, v)
-    assert error(product, truth.dense(right, NAMES[matrix]) @ v) < 1e-5
-    is_wrong = matrix == "Hessian" or function is models.OnceCube
-    assert reference.method == ("finite differences" if is_wrong else "double backward")
-    assert reference.doubt == (DISAGREES if is_wrong else None)
+    assert error(flat(known.product), truth.dense(right, NAMES[matrix]) @ v) < 1e-8
 
 
-def test_surrogate_gradient_is_taken_at_its_word() -> None:
-    problem = problem_of(models.around(models.Through, torch.float64))
-    found = Truth(copy_of(problem))
-    assert found.gradient_is_right is False
-    v = flat_probe(problem)
-    product, reference = found.product("Hessian", v)
-    assert (reference.method, reference.doubt) == ("double backward", STOPPED)
-    assert error(product, truth.dense(problem, "hessian") @ v) < 1e-10
+def test_surrogate_gradient() -> None:
+    known, _ = found_for(problem_of(models.around(models.Through)), "Hessian")
+    assert not is_gradient(known.subject)
 
 
-def test_kink_is_no_error() -> None:
-    """ReLU at zero: the gradient jumps, the loss has a kink."""
+@pytest.mark.parametrize("matrix", ["Hessian", "GGN", "EF"])
+def test_kink_is_no_error(matrix: Any) -> None:
+    """ReLU at zero: the gradient jumps, the loss has a kink, differences do not tell."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     nn.init.zeros_(model[0].bias)
     problem = problem_of(model)
-    problem.X.zero_()
-    found = Truth(copy_of(problem))
-    assert found.gradient_is_right is None
-    v = flat_probe(problem)
-    product, reference = found.product("Hessian", v)
-    assert (reference.method, reference.doubt) == ("double backward", UNCLEAR)
-    assert error(product, truth.dense(problem, "hessian") @ v) < 1e-10
+    problem.X[:2].zero_()
+    known, how = found_for(problem, matrix)
+    assert known is None
+    assert how.method is None
+    assert "do not converge in float64" in how.doubt
+    assert is_gradient(subject(operator(problem), problem.X, problem.y))
+
+
+def test_kink_is_unchecked() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    nn.init.zeros_(model[0].bias)
+    found = models.of(model, [(torch.zeros(6, 3), models.data()[0][1])])
+    assert {t.verdict for t in found.trials if t.works} == {"unchecked"}
+    assert {f.way for f in found.forecasts} == {"func"}
+    assert all(f.proof.startswith("not proven: diff") for f in found.forecasts)
+    assert "is not proven: differences" in " ".join(str(found).split())
+    assert not found.is_ready
 
 
 def test_padding_of_a_tied_embedding() -> None:
@@ -123,45 +148,52 @@ def test_padding_of_a_tied_embedding() -> None:
     nn.init.normal_(model.embedding.weight)
     X, y = torch.tensor([[0, 1, 2], [1, 4, 3]]), torch.tensor([1, 3])
     problem = Problem(model, list(model.parameters()), nn.CrossEntropyLoss(), X, y)
-    found = Truth(copy_of(problem))
-    assert found.gradient_is_right
     v = flat_probe(problem)
     for matrix, name in NAMES.items():
-        product, reference = found.product(matrix, v)
-        assert reference.doubt is None
-        assert error(product, truth.dense(problem, name) @ v) < 1e-10
+        known, _ = found_for(problem, matrix)
+        assert is_gradient(known.subject)
+        assert error(flat(known.product), truth.dense(problem, name) @ v) <= known.margin
 
 
 # ----------------------------------------------------------------- the differences
+
+
+def difference(function: Any, x: Tensor, v: Tensor) -> tuple[Tensor, float]:
+    """The derivative of a function along ``v``, and its error as estimated by itself."""
+    by = Differences()
+    at = as_parameters(lambda params, _: function(params["x"]), {"x": x})
+    slopes = by.derivative(lambda there: [function(there.tensors[0])], at, [v[None]])
+    return slopes[0][0], by.error
 
 
 def test_differences() -> None:
     x = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
     v = torch.tensor([1.0, 2.0, -0.5], dtype=torch.float64)
     before = x.clone()
-    found = converged(lambda: torch.stack([x.sin().sum(), x.prod()]), [x], v)
-    slopes = [(x.cos() * v).sum(), x.prod() * (v / x).sum()]
-    assert error(found.value, torch.stack(slopes)) < 1e-8
-    assert float((found.value - torch.stack(slopes)).norm()) <= found.error
+    found, off = difference(lambda x: torch.stack([x.sin().sum(), x.prod()]), x, v)
+    slopes = torch.stack([(x.cos() * v).sum(), x.prod() * (v / x).sum()])
+    assert error(found, slopes) < 1e-8
+    assert error(found, slopes) <= 10 * off
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("function", [torch.sign, torch.abs, torch.relu])
-def test_differences_do_not_converge_at_a_kink(function: Any) -> None:
-    x = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert converged(lambda: function(x).sum()[None], [x], torch.ones_like(x)) is None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_differences_do_not_converge_at_a_kink(function: Any, dtype: torch.dtype) -> None:
+    """Though both steps may give the mean of the two sides."""
+    x = torch.tensor([0.0, 1.0], dtype=dtype)
+    with pytest.raises(InaccurateError, match="is there a kink"):
+        difference(lambda x: (function(x) + x.sin()).sum()[None], x, torch.ones_like(x))
 
 
 def test_differences_of_single_precision_inside_do_not_pretend() -> None:
     x = torch.tensor([0.3, 1.0], dtype=torch.float64)
-
-    def rounded() -> Tensor:
-        return x.float().sin().double()
-
-    assert converged(rounded, [x], torch.ones_like(x)) is None
+    with pytest.raises(InaccurateError, match="do not converge"):
+        difference(lambda x: x.float().sin().double(), x, torch.ones_like(x))
 
 
 def test_differences_put_back_after_an_error() -> None:
+    """Of a closure, whose own parameters are moved."""
     x = torch.ones(2, dtype=torch.float64)
     calls = []
 
@@ -171,13 +203,21 @@ def test_differences_put_back_after_an_error() -> None:
             raise KeyboardInterrupt
         return x.sum()[None]
 
+    at = as_parameters(lambda X: breaks(), [x])
     with pytest.raises(KeyboardInterrupt):
-        converged(breaks, [x], torch.ones_like(x))
-    assert not torch.equal(calls[-1], torch.ones(2))
+        Differences().derivative(lambda there: [breaks()], at, [torch.ones(1, 2)])
+    assert not torch.equal(calls[-1], torch.ones(2, dtype=torch.float64))
     assert torch.equal(x, torch.ones(2, dtype=torch.float64))
 
 
 # ------------------------------------------------------------------------ the copy
+
+
+def in_double(problem: Problem) -> tuple[Parameters, Any]:
+    """Model and parameters in double precision, and the inputs."""
+    op, X, _ = doubled(operator(problem), problem.X, problem.y)
+    return op._parameters, X
+
 
 SCALE = torch.tensor(1.5)
 WEIGHT = torch.tensor([1.0, 2.0, 3.0])
@@ -197,12 +237,13 @@ def test_copy_of_a_function_of_globals() -> None:
     before = [p.detach().clone() for p in given]
     X, y = models.data()[0]
     problem = Problem(of_globals, given, nn.MSELoss(), X, y[:, 0])
-    made = copy_of(problem)
-    assert made.predict().dtype is torch.float64
-    torch.testing.assert_close(made.predict().float(), of_globals(X))
+    at, inputs = in_double(problem)
+    predicted = at.model(at.tensors, inputs)
+    assert predicted.dtype is torch.float64
+    torch.testing.assert_close(predicted.float(), of_globals(X))
     with torch.no_grad():
-        made.leaves[0].add_(1.0)
-    assert not torch.allclose(made.predict().float(), of_globals(X))
+        at.tensors[0].add_(1.0)
+    assert not torch.allclose(at.model(at.tensors, inputs).float(), of_globals(X))
     assert all(torch.equal(p, b) for p, b in zip(given, before, strict=True))
 
 
@@ -227,8 +268,8 @@ def test_copy_of_nested_closures() -> None:
     w2 = memo[id(w)]
     torch.testing.assert_close(copied(X), (X @ w2).tanh() * w2.sum())
     X32, y = models.data()[0]
-    made = copy_of(Problem(model, [w], nn.MSELoss(), X32, y[:, 0]))
-    torch.testing.assert_close(made.predict().float(), model(X32))
+    at, inputs = in_double(Problem(model, [w], nn.MSELoss(), X32, y[:, 0]))
+    torch.testing.assert_close(at.model(at.tensors, inputs).float(), model(X32))
 
 
 def test_copy_of_what_cannot_be_seen_through() -> None:
@@ -245,7 +286,7 @@ def test_copy_of_what_cannot_be_seen_through() -> None:
     X, y = models.data()[0]
     problem = Problem(Keeper(), [w.requires_grad_()], nn.MSELoss(), X, y[:, 0])
     with pytest.raises(RuntimeError, match="does not compute with the copied"):
-        copy_of(problem)
+        in_double(problem)
 
 
 def test_copy_of_a_recursive_function() -> None:
@@ -263,45 +304,62 @@ def test_copy_with_other_values_by_name() -> None:
     model = models.mlp()
     values = {name: p.detach() + 1 for name, p in model.named_parameters()}
     X, y = models.data()[0]
-    made = copy_of(Problem(model, values, nn.MSELoss(), X, y))
+    at, inputs = in_double(Problem(model, values, nn.MSELoss(), X, y))
     expected = torch.func.functional_call(model, values, (X,))
-    torch.testing.assert_close(made.predict().float(), expected)
+    torch.testing.assert_close(at.model(at.tensors, inputs).float(), expected)
 
 
 @pytest.mark.parametrize("build", [parameterizations.tied, attention.multihead])
 def test_copy_leaves_the_original(build: Any) -> None:
     problem = build(torch.float32)
     before = {k: t.clone() for k, t in problem.model.state_dict().items()}
-    made = copy_of(problem)
+    at, _ = in_double(problem)
     with torch.no_grad():
-        for leaf in made.leaves:
+        for leaf in at.tensors:
             leaf.zero_()
     after = problem.model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(p.dtype is torch.float32 for p in problem.model.parameters())
 
 
-def test_no_copy_of_what_cannot_be_copied() -> None:
+def test_module_that_cannot_be_copied() -> None:
+    """None is made."""
+
     class Stubborn(nn.Linear):
         def __deepcopy__(self, memo: Any) -> Any:
             raise TypeError("not to be copied")
 
     found = models.of(Stubborn(3, 2))
-    assert {r.method for r in found.references} == {None}
-    assert "not to be copied" in found.references[0].doubt
-    assert {t.verdict for t in found.trials if t.works} == {"unchecked"}
-    assert not found.is_ready
+    assert {r.dtype for r in found.references} == {"float64"}
+    assert found.is_ready, str(found)
+
+
+def test_closure_that_cannot_be_copied() -> None:
+    """It is compared in its own precision."""
+
+    class Stubborn(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("not to be copied")
+
+    model = Stubborn(3, 2)
+    params = list(model.parameters())
+    found = preflight(
+        lambda X: model(X).tanh(), nn.MSELoss(), params, models.data(), max_seconds=300.0
+    )
+    assert {r.dtype for r in found.references} == {"float32"}
+    assert found.is_ready, str(found)
+    assert "Compared with finite differences in float32" in str(found)
 
 
 def test_no_copy_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("curvop.curvature.replica._free_bytes", lambda device: 1000)
     found = models.looked_at(models.mlp())
-    assert found.references[0].method is None
-    assert "GB are free" in found.references[0].doubt
+    assert {r.dtype for r in found.references} == {"float32"}
+    assert all(1e-6 < r.error <= 1e-3 for r in found.references)
 
 
 def test_precision_that_is_fixed_in_the_code() -> None:
-    """In double precision the model fails; it is compared in single precision."""
+    """In double precision the model computes in double precision all the same."""
 
     class Fixed(nn.Module):
         def __init__(self) -> None:
@@ -314,5 +372,5 @@ def test_precision_that_is_fixed_in_the_code() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = models.of(Fixed())
-    assert {r.dtype for r in found.references} == {"float32"}
+    assert {r.dtype for r in found.references} == {"float64"}
     assert found.is_ready, str(found)

@@ -29,8 +29,9 @@ FIXED = Preflight(
     gradient_seconds=0.00123,
     gradient_bytes=456_789,
     references=(
-        Reference("Hessian", "double backward", "float64"),
-        Reference("GGN", "finite differences", "float64", "no double backward"),
+        Reference("Hessian", "finite differences", "float64", error=3e-10),
+        Reference("GGN", "finite differences", "float32", error=2e-4),
+        Reference("EF", None, None, "two steps differ"),
     ),
     trials=(
         Trial(
@@ -47,6 +48,7 @@ FIXED = Preflight(
             peak_gradients=2.19,
             is_chosen=True,
         ),
+        Trial("Hessian", "differences", "unchecked", "not proven: why", noise=0.0),
         Trial("Hessian", "rows", "declined", "a Hessian has no rows"),
         Trial("Hessian", "factored", "declined", "a Hessian has no rows"),
         Trial(
@@ -66,7 +68,9 @@ FIXED = Preflight(
         Trial("EF", "backpack", "undefined", "no terms"),
     ),
     forecasts=(
-        Forecast("Hessian", "func", "recorded", None, 123.4, 45.6, 7_890_000),
+        Forecast(
+            "Hessian", "func", "recorded", None, 123.4, 45.6, 7_890_000, "proven to 3e-07"
+        ),
         Forecast("GGN", None, None, "NonDeterministicError: two passes differ"),
     ),
     cautions=(
@@ -83,25 +87,29 @@ Tried on 8 of 60,000 data in 469 batches; the unit is their gradient: 1.23 ms, 4
 
 Not ready: dropout is on.
 
-Hessian     verdict        error  asymmetry   noise     time   memory    set-up      kept
+Hessian       verdict      error  asymmetry   noise     time   memory    set-up      kept
 ─────────────────────────────────────────────────────────────────────────────────────────
-→ func      right          2e-07      1e-08       0    2.4 ×    2.2 ×
-  rows      declined   a Hessian has no rows
-  factored  declined   as rows
+→ func        right        2e-07      1e-08       0    2.4 ×    2.2 ×
+  differences unchecked                           0
+              not proven: why
+  rows        declined   a Hessian has no rows
+  factored    declined   as rows
+  The operator takes func, proven to 3e-07
 
-GGN         verdict        error  asymmetry   noise     time   memory    set-up      kept
+GGN           verdict      error  asymmetry   noise     time   memory    set-up      kept
 ─────────────────────────────────────────────────────────────────────────────────────────
-  graphs    rough          2e-02          0     nan    325 ×            32.1 ms   12.3 MB
-            rounding leaves 1 digit; in float64 it is right
-  Compared with finite differences in float64: no double backward
+  graphs      rough        2e-02          0     nan    325 ×            32.1 ms   12.3 MB
+              rounding leaves 1 digit; in float64 it is right
+  Compared with finite differences in float32
 
-EF          verdict        error  asymmetry   noise     time   memory    set-up      kept
+EF            verdict      error  asymmetry   noise     time   memory    set-up      kept
 ─────────────────────────────────────────────────────────────────────────────────────────
   undefined: no terms
+  Compared with nothing: two steps differ
 
-→ the automatic choice. error: against double backward in float64. asymmetry: of uᵀAv and
-vᵀAu. noise: of two products. time, memory: of a product, in gradients. set-up, kept:
-once, to linearize.
+→ the automatic choice. error: against differences of first derivatives in float64; of
+these, at least their own estimate. asymmetry: of uᵀAv and vᵀAu. noise: of two products.
+time, memory: of a product, in gradients. set-up, kept: once, to linearize.
 
 Needs care
 ─────────────────────────────────────────────────────────────────────────────────────────
@@ -146,7 +154,7 @@ def test_json() -> None:
     assert data["schema"] == 1
     assert data["is_ready"] is False
     assert data["trials"][0]["error"] == 2.4e-7
-    assert data["trials"][3]["noise"] is None  # not a number has no form in JSON
+    assert data["trials"][4]["noise"] is None  # not a number has no form in JSON
     assert data["cautions"][0]["where"] == ["a", "b", "c", "d", "e", "f"]
     assert {t["verdict"] for t in data["trials"]} == {t.verdict for t in FIXED.trials}
 
@@ -155,7 +163,7 @@ def test_json_of_a_run() -> None:
     found = models.of_mlp()
     data = json.loads(found.to_json())
     assert data["is_ready"] is True
-    assert len(data["trials"]) == 18
+    assert len(data["trials"]) == 21
     assert data["model"] == "Sequential"
 
 
@@ -235,8 +243,9 @@ def test_html() -> None:
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     widths = tags.rows
-    assert set(widths[:7]) == {10}
-    assert set(widths[7:]) == {6}
+    assert widths == [10] * 13 + [6] * 3  # trials, reasons and notes; then forecasts
+    for told in ("not proven: why", "The operator takes func, proven to 3e-07"):
+        assert told in text
     assert "dropout is on" in text
 
 

@@ -50,7 +50,8 @@ class Differences:
 
     For whatever can be trained. Two steps make a value without the error of order ``h²``
     (Richardson), and their difference tells its error; where a kink lies between, shorter
-    ones are taken.
+    ones are taken. At a kink itself they agree on the mean of both sides: there the error
+    is what the sides differ by.
 
     Args:
         single: Length of the one step to take, in double precision, relative to
@@ -126,8 +127,9 @@ class Differences:
         dtype = at.tensors[0].dtype
         dtype = dtype if dtype in STEPS else torch.float32
         size = 1 + float(_norm(at.tensors))
+        here = self._at(f, at)
         best: Blocks = []
-        error, before, ratio = math.inf, best, 0.0
+        error, before, bend_before, ratio = math.inf, best, best, 0.0
         if self._single is not None:
             h = self._single * size / length
             plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
@@ -136,23 +138,31 @@ class Differences:
             h = e * size / length
             plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
             order = float(_norm(plus)) * length / size  # of the derivative
+            sides = zip(plus, minus, here, strict=True)
+            bend = [((p - c) + (m - c)).div_(2 * h) for p, m, c in sides]
             now = [p.sub_(m).div_(2 * h) for p, m in zip(plus, minus, strict=True)]
             if before:
+                r = ratio / e
                 change = [a - b for a, b in zip(now, before, strict=True)]
+                # what bends shrinks with the step: the rest is a kink at θ itself
+                kink = [
+                    (r * a - b) / (r - 1) for a, b in zip(bend, bend_before, strict=True)
+                ]
                 scale = max(float(_norm(now)), SMALL * order)
-                off = float(_norm(change)) / scale if scale else 0.0
+                worst = max(float(_norm(change)), float(_norm(kink)))
+                off = worst / scale if scale else 0.0
                 if not best or off < error:
-                    c = 1 / ((ratio / e) ** 2 - 1)  # of the error of order h²
+                    c = 1 / (r**2 - 1)  # of the error of order h²
                     best = [b + c * d for b, d in zip(now, change, strict=True)]
                     error = off
                 if error <= ENOUGH[dtype]:
                     break
-            before, ratio = now, e
+            before, bend_before, ratio = now, bend, e
         if not error <= LIMIT[dtype]:
             advice = "" if dtype is torch.float64 else "; convert to float64"
             raise InaccurateError(
                 f"differences of first derivatives do not converge in {str(dtype)[6:]} "
-                f"(two steps differ by {error:.0e} relative: is there a kink?){advice}"
+                f"(steps or sides differ by {error:.0e}: is there a kink?){advice}"
             )
         self.error = max(self.error, error)
         return [b[None] for b in best]

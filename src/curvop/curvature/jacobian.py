@@ -29,7 +29,15 @@ from curvop.curvature.differentiation import (
 )
 from curvop.curvature.parameters import Given, as_parameters, constant
 from curvop.curvature.probing import differ, not_finite, probe, refuse_not_finite
-from curvop.curvature.proof import UNCHECKED, Proof, Subject, few, prove, two_columns
+from curvop.curvature.proof import (
+    UNCHECKED,
+    Proof,
+    Subject,
+    few,
+    prove,
+    shifted,
+    two_columns,
+)
 from curvop.curvature.randomness import preserved
 from curvop.curvature.replica import Source, doubled
 from curvop.curvature.surroundings import surroundings
@@ -274,7 +282,15 @@ class JacobianLinearOperator(LinearOperator):
             check_adjoint(V, JV, JtJV)
 
         in_double = functools.cache(lambda: _subject(*doubled(self, X, y)))
-        return Subject(at, multiply, check, risk, ("jvp",), in_double)
+        return Subject(
+            at,
+            multiply,
+            check,
+            risk,
+            ("jvp",),
+            in_double,
+            lambda: self._with(_parameters=shifted(at))._subject(X, y),
+        )
 
     def _with(self, **fields: Any) -> JacobianLinearOperator:
         """The same operator with other values for some fields."""

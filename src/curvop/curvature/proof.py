@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,7 +50,7 @@ EXACT = 1e-6
 ROUNDED = {torch.float64: EXACT, torch.float32: 1e-3}
 ROUGH = 0.1  # in half precision
 # One step, so short that it hardly crosses a kink, and rounding is well below the above.
-SHORT, SHORTEST = 1e-7, 1e-9
+SHORT, SHORTEST = 1e-7, 1e-8
 SMALL = 1e-3  # times what a product is of the order of: below, rounding shows
 
 
@@ -63,20 +63,23 @@ class Proof:
         error: Relative error of its product with a probe, measured against differences of
             first derivatives; of differences, their own estimate.
         doubt: Why it is not proven; ``None`` where it is.
+        is_near_by: Whether it is proven at parameters near by: here is a kink.
     """
 
     differentiation: Way
     error: float | None = None
     doubt: str | None = None
+    is_near_by: bool = False
 
     def __str__(self) -> str:
         """``proven to 3e-10``, or ``not proven: why``."""
         if self.doubt is not None:
             return f"not proven: {self.doubt}"
-        return f"proven to {self.error:.0e}"
+        return f"proven{' near by' * self.is_near_by} to {self.error:.0e}"
 
 
 UNCHECKED = "built with check_deterministic=False"
+STOPPED = "the gradient is not that of the loss"
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Subject:
         risk: A scalar function of the parameters whose derivatives the matrix is made of.
         kinds: Of which kind those are.
         doubled: The same in double precision.
+        near_by: The same at parameters that are a percent away.
     """
 
     at: Parameters
@@ -98,6 +102,7 @@ class Subject:
     risk: Differentiable
     kinds: tuple[Kind, ...]
     doubled: Callable[[], Subject]
+    near_by: Callable[[], Subject]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,7 +139,22 @@ def subject(op: CurvatureLinearOperator, X: Any, y: Any) -> Subject:
         risk,
         op._derivatives,
         functools.cache(lambda: subject(*doubled(op, X, y))),
+        lambda: subject(op._with(_parameters=shifted(op._parameters)), X, y),
     )
+
+
+def shifted(at: Parameters) -> Parameters:
+    """Other values of the parameters, a percent away.
+
+    Raises:
+        ValueError: If the model is not a function of them.
+    """
+    if not at.functional:
+        raise ValueError("a closure computes with its own tensors")
+    values = [constant(p) for p in at.tensors]
+    u = probe(values)
+    c = 1e-2 * (1 + norm(values)) / norm(u)
+    return replace(at, tensors=tuple(p + c * d for p, d in zip(values, u, strict=True)))
 
 
 def two_columns(op: CurvatureLinearOperator | JacobianLinearOperator) -> Blocks:
@@ -181,6 +201,11 @@ class Truth:
     error: float
     order: float
 
+    @property
+    def margin(self) -> float:
+        """Relative difference of a right product that it may be to blame for."""
+        return 10 * self.error
+
     def distance(self, product: Blocks) -> float:
         """Relative difference of another product."""
         off = norm([a.to(b) - b for a, b in zip(product, self.product, strict=True)])
@@ -206,8 +231,8 @@ def prove(
     """
 
     @functools.cache
-    def truth() -> Truth | str:
-        return _truth(subject, V)
+    def known() -> Truth | str:
+        return truth(subject, V)
 
     @functools.cache
     def single() -> Truth | None:
@@ -216,27 +241,28 @@ def prove(
     def attempt(way: Differentiation) -> Proof:
         called = CALLED[way.name]
         if isinstance(way, Differences):
-            found = truth()
+            found = known()
             if isinstance(found, str):
                 raise InaccurateError(found)
             way.error = max(way.error, found.error)
-            return Proof(called, found.error)
+            doubt = None if is_gradient(found.subject) else STOPPED
+            return Proof(called, found.error, doubt)
         product = _product(way, subject, V)
         rough = single()
         if rough is not None:
             off = rough.distance([b[:1] for b in product])
             if off <= ROUNDED.get(subject.dtype, ROUGH):
                 return Proof(called, off)
-        found = truth()
+        found = known()
         if isinstance(found, str):
-            return Proof(called, doubt=found)
+            return _near_by(way, called, subject, V, found)
         off = found.distance([b[:1] for b in product])
-        if off <= ROUNDED.get(subject.dtype, ROUGH) + 10 * found.error:
+        if off <= ROUNDED.get(subject.dtype, ROUGH) + found.margin:
             return Proof(called, off)
         return _judged(way, called, found, V, off)
 
     def say(way: Differentiation, error: Exception) -> str:
-        found, where = truth(), ""
+        found, where = known(), ""
         if isinstance(error, WrongDerivativeError) and isinstance(found, Truth):
             s = found.subject
             where = culprit(way, s.risk, s.at, s.kinds)
@@ -276,8 +302,34 @@ def _product(way: Differentiation, subject: Subject, V: Blocks) -> Blocks:
     return two
 
 
+def _near_by(
+    way: Differentiation, called: Way, subject: Subject, V: Blocks, doubt: str
+) -> Proof:
+    """Where differences do not tell, at a kink: the proof at parameters near by.
+
+    The same code that is right there is right here, where derivatives are a convention.
+
+    Raises:
+        WrongDerivativeError: If the product is wrong there.
+    """
+    try:
+        s = subject.doubled().near_by()
+    except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+        return Proof(called, doubt=doubt)
+    right = truth(s, V)
+    if isinstance(right, str) or not is_gradient(s):
+        return Proof(called, doubt=doubt)
+    off = right.distance(s.multiply(way, [b[:1].double() for b in V]))
+    if off <= EXACT + right.margin:
+        return Proof(called, off, is_near_by=True)
+    raise WrongDerivativeError(_OFF.format(off))
+
+
+_OFF = "a product is off by {:.1g} relative to differences of first derivatives"
+
+
 def _judged(
-    way: Differentiation, called: Way, truth: Truth, V: Blocks, off: float
+    way: Differentiation, called: Way, right: Truth, V: Blocks, off: float
 ) -> Proof:
     """Of a product that is not the true one: rounded, of another function, or wrong.
 
@@ -285,17 +337,15 @@ def _judged(
         WrongDerivativeError: If it is wrong.
     """
     exact = off
-    if truth.subject.dtype is torch.float64:
+    if right.subject.dtype is torch.float64:
         v = [b[:1].double() for b in V]
-        exact = truth.distance(truth.subject.multiply(way, v))
-        if exact <= EXACT + 10 * truth.error:
+        exact = right.distance(right.subject.multiply(way, v))
+        if exact <= EXACT + right.margin:
             doubt = None if off <= ROUGH else f"rounding makes {off:.0e} of a product"
             return Proof(called, off, doubt)
-    if not _is_gradient(truth.subject):
-        return Proof(called, doubt="the gradient is not that of the loss")
-    raise WrongDerivativeError(
-        f"a product is off by {exact:.1g} relative to differences of first derivatives"
-    )
+    if not is_gradient(right.subject):
+        return Proof(called, doubt=STOPPED)
+    raise WrongDerivativeError(_OFF.format(exact))
 
 
 def _single(subject: Subject, V: Blocks) -> Truth | None:
@@ -309,7 +359,7 @@ def _single(subject: Subject, V: Blocks) -> Truth | None:
     return Truth(s, product, error=0.0, order=0.0)
 
 
-def _truth(subject: Subject, V: Blocks) -> Truth | str:
+def truth(subject: Subject, V: Blocks) -> Truth | str:
     """The product with the first column by differences, or why there is none."""
     reason = ""
     for precision in ("double", "own"):
@@ -331,7 +381,7 @@ def _truth(subject: Subject, V: Blocks) -> Truth | str:
     return reason
 
 
-def _is_gradient(subject: Subject) -> bool:
+def is_gradient(subject: Subject) -> bool:
     """Whether the gradient is that of the risk: a model may stop gradients."""
     g = subject.slope(subject.at)
     length = norm(g)

@@ -1,11 +1,11 @@
-"""A problem in double precision: of a closure a copy, whose parameters may be moved."""
+"""An operator in double precision: of a closure a copy, whose parameters may be moved."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CellType, FunctionType
@@ -22,16 +22,9 @@ from curvop.curvature.parameters import (
     as_parameters,
     constant,
     in_double,
-    predicted,
     unwrapped,
 )
-from curvop.curvature.substitution import (
-    Slot,
-    buffer_slots,
-    copied,
-    modules_in,
-    parameter_slots,
-)
+from curvop.curvature.substitution import modules_in
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
@@ -73,15 +66,14 @@ def doubled(op: AnyOperator, X: Any, y: Any) -> tuple[AnyOperator, Any, Any]:
     if all(p.dtype == torch.float64 for p in at.tensors):
         return op, X, y
     check_memory(at)
-    model, loss = source.model, source.loss
-    inputs, targets = (nested.map_tensors(in_double, part) for part in (X, y))
     if at.doubled is not None:
-        parameters = at.doubled()
-        loss = _cast(loss)
+        parameters, loss = at.doubled(), _cast(source.loss)
     else:
-        made = replica(model, loss, list(at.tensors), at, (X, y))
-        parameters, loss = as_parameters(made.model, made.params, made.loss), made.loss
+        parameters, loss = _copied(source, at)
     parameters = replace(parameters, model=_within(parameters.model))
+    inputs, targets = (nested.map_tensors(in_double, part) for part in (X, y))
+    if at.doubled is None:
+        _check(parameters, inputs, at, X)
     fields = {"_parameters": parameters, "_dtype": torch.float64}
     if loss is not None:
         fields["_loss"] = _all_double(as_loss(loss, source.reduction))
@@ -161,81 +153,6 @@ def check_memory(parameters: Parameters) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Replica:
-    """A problem of its own.
-
-    Attributes:
-        model: The model, in the form that the user gave.
-        loss: The loss.
-        params: The parameters, in the form that the user gave.
-        X: Inputs of one batch.
-        y: Its targets.
-        slots: Where the model keeps buffers.
-    """
-
-    model: Any
-    loss: Any
-    params: list[Tensor] | dict[str, Tensor]
-    X: Any
-    y: Any
-    slots: Sequence[Slot]
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        """The parameters."""
-        params = self.params
-        return list(params.values() if isinstance(params, dict) else params)
-
-    def predict(self) -> Any:
-        """The prediction; buffers stay as they are."""
-        with copied(self.slots):
-            if isinstance(self.model, nn.Module) or not isinstance(self.params, dict):
-                return predicted(self.model(self.X))
-            return predicted(self.model(self.params, self.X))
-
-
-def replica(
-    model_func: Any,
-    loss_func: Any,
-    params: Any,
-    parameters: Parameters,
-    batch: tuple[Any, Any],
-    dtype: torch.dtype = torch.float64,
-) -> Replica:
-    """Copy a problem to another precision.
-
-    Raises:
-        MemoryError: If there is too little memory for a copy.
-        RuntimeError: If the copy predicts something else, or with other parameters.
-    """
-    check_memory(parameters)
-
-    def cast(t: Tensor) -> Tensor:
-        t = constant(t).clone()
-        return t.to(dtype) if t.is_floating_point() else t
-
-    leaves = [cast(p).requires_grad_() for p in parameters.tensors]
-    memo = {id(p): q for p, q in zip(parameters.tensors, leaves, strict=True)}
-    model = unwrapped(model_func) if isinstance(model_func, nn.Module) else model_func
-    model = duplicate(model, memo)
-    modules = modules_in(model)
-    if isinstance(model, nn.Module):
-        _insert(model, parameters.names, leaves)
-    for module in modules:
-        module.to(dtype)
-    loss = duplicate(loss_func, memo)
-    for module in modules_in(loss):
-        module.to(dtype)
-    X, y = (nested.map_tensors(cast, part) for part in batch)
-    form: list[Tensor] | dict[str, Tensor] = leaves
-    if isinstance(params, Mapping):
-        form = dict(zip(params, leaves, strict=True))
-    made = Replica(model, loss, form, X, y, buffer_slots(modules))
-    _check(made, parameters, batch)
-    return made
-
-
 def _free_bytes(device: torch.device) -> int | None:
     """Memory that is free, where the system tells."""
     if device.type == "cuda":
@@ -249,37 +166,34 @@ def _free_bytes(device: torch.device) -> int | None:
     return None
 
 
-def _insert(module: nn.Module, names: Sequence[str] | None, leaves: list[Tensor]) -> None:
-    """Put the leaves where the copy keeps its parameters, tied ones in every place."""
-    everything = dict(module.named_parameters())
-    pairs = zip(names or (), leaves, strict=True)
-    leaf_of = {id(everything[n]): q for n, q in pairs if n in everything}
-    for (table, key), p in parameter_slots(module):
-        table[key] = leaf_of.get(id(p), p)
+def _copied(source: Source, at: Parameters) -> tuple[Parameters, Any]:
+    """Copies of a closure and its loss, over copies of the parameters."""
+    leaves = [constant(p).clone().double().requires_grad_() for p in at.tensors]
+    memo = {id(p): q for p, q in zip(at.tensors, leaves, strict=True)}
+    function = source.model
+    function = unwrapped(function) if isinstance(function, nn.Module) else function
+    function, loss = duplicate(function, memo), duplicate(source.loss, memo)
+    for module in (*modules_in(function), *modules_in(loss)):
+        module.double()
+    return as_parameters(function, leaves, loss), loss
 
 
-def _check(made: Replica, parameters: Parameters, batch: tuple[Any, Any]) -> None:
+def _check(copy: Parameters, inputs: Any, at: Parameters, X: Any) -> None:
     """The copy must be the same function of the parameters.
 
     Raises:
         RuntimeError: If it is not.
     """
-    with torch.enable_grad(), parameters.leaves() as params:
-        expected = nested.differentiable(parameters.model(params, batch[0]))
+    with torch.enable_grad(), at.leaves() as params:
+        expected = nested.differentiable(at.model(params, X))
         is_used = any(o.requires_grad for o in expected)
-    with torch.enable_grad():
-        got = nested.differentiable(made.predict())
-        outputs = [o for o in got if o.requires_grad]
-        slopes = (
-            torch.autograd.grad([o.sum() for o in outputs], made.leaves, allow_unused=True)
-            if outputs
-            else ()
-        )
+    with torch.enable_grad(), copy.leaves() as params:
+        got = nested.differentiable(copy.model(params, inputs))
+        moving = [o.sum() for o in got if o.requires_grad]
+        slopes = torch.autograd.grad(moving, params, allow_unused=True) if moving else ()
     if is_used and all(s is None for s in slopes):
         raise RuntimeError("the copy does not compute with the copied parameters")
-    if len(got) != len(expected) or any(
-        a.shape != b.shape for a, b in zip(got, expected, strict=True)
-    ):
+    if [o.shape for o in got] != [o.shape for o in expected]:
         raise RuntimeError("the copy predicts in another form")
 
 

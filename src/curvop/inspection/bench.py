@@ -6,7 +6,6 @@ import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +14,11 @@ from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.differentiation import Way as AsWay
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.probing import probe
-from curvop.curvature.replica import Replica, replica
+from curvop.curvature.proof import Truth, is_gradient
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
 from curvop.inspection.observation import Observation, take_gradient
 from curvop.inspection.problem import Problem
-from curvop.inspection.reference import Truth
+from curvop.inspection.reference import exact, reference
 from curvop.inspection.results import MATRICES, Matrix, Reference, first_line
 from curvop.inspection.sample import Sample
 
@@ -37,9 +36,9 @@ class Bench:
         gradient_seconds: What a gradient of the sample takes.
         gradient_bytes: Most bytes of tensors alive at once that it makes.
         truth: The reference product with ``v``, or ``None``.
-        accuracy: Relative error that the reference itself may have.
-        scale: What a product with ``v`` is of the order of.
-        exact: ``differentiation -> operator`` in double precision, where there is a copy.
+        is_gradient: Whether the gradient is that of the loss; ``None`` if that is not
+            clear.
+        exact: ``differentiation -> operator`` in double precision.
         is_random: Whether loss or gradient differ from one evaluation to the next.
     """
 
@@ -50,10 +49,9 @@ class Bench:
     build: Callable[[AsWay], CurvatureLinearOperator]
     gradient_seconds: float | None
     gradient_bytes: int | None
-    truth: Tensor | None
-    accuracy: float
-    scale: float
-    exact: Callable[[AsWay], CurvatureLinearOperator] | None
+    truth: Truth | None
+    is_gradient: bool | None
+    exact: Callable[[AsWay], CurvatureLinearOperator]
     is_random: bool
 
 
@@ -101,35 +99,31 @@ def benches(problem: Problem, sample: Sample, seen: Observation) -> Benches:
         seen: What was seen of the model on them.
     """
     seconds, nbytes = _gradient_costs(problem, sample, seen)
-    copy, truth, no_truth = _truth(problem, sample, seen)
+    has_terms = problem.loss.terms is not None
+    matrices = [m for m in MATRICES if m != "EF" or has_terms]
     v, u = probes(problem.parameters)
+    found = {m: _reference(problem, m, sample, seen, v) for m in matrices}
+    known = [truth for truth, _ in found.values() if truth is not None]
+    is_right = is_gradient(known[0].subject) if known else None
 
     def bench(matrix: Matrix) -> Bench:
-        value, scale, reference = None, 0.0, Reference(matrix, None, None, no_truth)
-        if truth is not None:
-            value, scale, reference = _reference(truth, matrix, v)
+        truth, reference = found[matrix]
+        build = functools.partial(_on_sample, problem, matrix, sample)
         return Bench(
             matrix,
             reference,
             v,
             u,
-            functools.partial(_on_sample, problem, matrix, sample),
+            build,
             seconds,
             nbytes,
-            value,
-            0.0 if truth is None else truth.accuracy(reference),
-            scale,
-            None if copy is None else functools.partial(problem.exact, matrix, copy),
+            truth,
+            is_right,
+            lambda way: exact(build(way), sample.batch),
             seen.is_random,
         )
 
-    has_terms = problem.loss.terms is not None
-    return Benches(
-        tuple(bench(m) for m in MATRICES if m != "EF" or has_terms),
-        seconds,
-        nbytes,
-        None if truth is None else truth.gradient_is_right,
-    )
+    return Benches(tuple(bench(m) for m in matrices), seconds, nbytes, is_right)
 
 
 def _gradient_costs(
@@ -146,46 +140,24 @@ def _gradient_costs(
     return seconds, nbytes
 
 
-def _truth(
-    problem: Problem, sample: Sample, seen: Observation
-) -> tuple[Replica | None, Truth | None, str]:
-    """A copy in double precision and products with it; or why there are none."""
-    if seen.error is not None:
-        return None, None, seen.error
-    if seen.is_random:
-        return None, None, "the model is random"
-    reason = ""
-    for dtype in (torch.float64, torch.float32):
-        try:
-            copy = replica(
-                problem.model,
-                problem.loss_func,
-                problem.params,
-                problem.parameters,
-                sample.batch,
-                dtype,
-            )
-            truth = Truth(copy)
-            return copy if dtype is torch.float64 else None, truth, ""
-        except Exception as error:
-            reason = reason or f"no copy in double precision: {first_line(error)}"
-    return None, None, reason
-
-
 def _reference(
-    truth: Truth, matrix: Matrix, v: Tensor
-) -> tuple[Tensor | None, float, Reference]:
-    """The true product, what it is of the order of, and how it was found."""
+    problem: Problem, matrix: Matrix, sample: Sample, seen: Observation, v: Tensor
+) -> tuple[Truth | None, Reference]:
+    """The true product, and how good it is; or why there is none."""
+    why = "the model is random" if seen.is_random else seen.error
+    if why is not None:
+        return None, Reference(matrix, None, None, why)
     try:
-        v = v.to(truth.dtype)
-        value, reference = truth.product(matrix, v)
-        return value, truth.scale(v), reference
+        op = _on_sample(problem, matrix, sample, "auto")
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        return None, 0.0, Reference(matrix, None, None, reason)
+        why = f"{type(error).__name__}: {first_line(error)}"
+        return None, Reference(matrix, None, None, why)
+    return reference(matrix, op, sample.batch, blocks(op, v))
 
 
-def _on_sample(problem: Problem, matrix: Matrix, sample: Sample, way: Any) -> Any:
+def _on_sample(
+    problem: Problem, matrix: Matrix, sample: Sample, way: AsWay
+) -> CurvatureLinearOperator:
     return problem.operator(
         matrix, [sample.batch], check_deterministic=False, differentiation=way
     )

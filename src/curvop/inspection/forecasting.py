@@ -21,6 +21,7 @@ from curvop.inspection.trials import linearized
 from curvop.operators.base import LinearOperator
 
 PRODUCTS = 100
+UNKNOWN = "the number of data is unknown: pass num_data="
 
 
 class Build(Protocol):
@@ -48,12 +49,15 @@ class Stretch:
 def choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
     """What ``differentiation="auto"`` takes, or why the operator is refused."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             op = build([sample.batch], check_deterministic=True)
     except Exception as error:
         return Forecast(matrix, reason=f"{type(error).__name__}: {first_line(error)}")
-    return Forecast(matrix, way=op.differentiation)
+    way, reason = op.differentiation, None
+    if way == "differences" and caught:  # the last word: why it takes no other
+        reason = str(caught[-1].message)
+    return Forecast(matrix, way=way, reason=reason, proof=str(op.proof))
 
 
 def estimate(
@@ -85,7 +89,7 @@ def _estimate(
     found = replace(
         chosen,
         seconds=PRODUCTS * (plain * stretch.times + load) if is_known else None,
-        reason=None if is_known else "the number of data is unknown: pass num_data=",
+        reason=chosen.reason if is_known else UNKNOWN,
     )
     try:
         start = time.perf_counter()

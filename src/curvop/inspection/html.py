@@ -12,7 +12,9 @@ from curvop.inspection.wording import (
     SIGNS,
     cells,
     circumstances,
+    explains,
     forecast_cells,
+    notes,
     some,
     subject,
     summary,
@@ -46,7 +48,10 @@ def _trials(p: Preflight) -> Iterator[Iterable[str]]:
             way = f"→ {t.way}" if t.is_chosen else t.way
             rest = cells(t) if t.works else (t.verdict, t.reason or "")
             yield (name, way, *rest)
+            if explains(t):
+                yield ("", "", t.reason or "")
             name = ""
+        yield from (("", note) for note in notes(p, matrix))
 
 
 def _forecasts(p: Preflight) -> Iterator[Iterable[str]]:

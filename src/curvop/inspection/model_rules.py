@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from curvop.curvature.parameters import unwrapped
-from curvop.inspection.reference import DISAGREES
 from curvop.inspection.results import Caution
 from curvop.inspection.scene import Rule, Scene
 
@@ -145,16 +144,17 @@ def _inherits(f: type, name: str) -> bool:
 
 
 def _wrong_backward(scene: Scene) -> Iterator[Caution]:
-    wrong = tuple(r.matrix for r in scene.references if r.doubt == DISAGREES)
+    wrong = tuple(f.matrix for f in scene.forecasts if f.way == "differences")
     if wrong:
         suspects = tuple(f.__name__ for f in scene.seen.custom)
         yield Caution(
-            "stop",
-            "second derivatives disagree with finite differences of first ones "
+            "care",
+            "second derivatives by autograd are wrong, or there are none "
             f"({', '.join(wrong)})",
             suspects,
-            "let each custom backward compute with differentiable operations on saved "
-            "tensors: no detach, .data or no_grad",
+            "differences of first derivatives are taken, which are slower; let each custom "
+            "backward compute with differentiable operations on saved tensors: no detach, "
+            ".data or no_grad",
         )
     if scene.is_gradient_right is False:
         yield Caution(

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differentiation import Way as AsWay
 from curvop.curvature.empirical_fisher import EFLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
 from curvop.curvature.losses import Loss, _told_reduction, as_loss
 from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters, predicted, unwrapped
-from curvop.curvature.replica import Replica
 from curvop.inspection.results import Matrix, first_line
 
 CLASSES: dict[Matrix, type[CurvatureLinearOperator]] = {
@@ -66,21 +64,6 @@ class Problem:
             reduction=self.reduction,
             batch_size_fn=self.batch_size_fn,
             **options,
-        )
-
-    def exact(
-        self, matrix: Matrix, copy: Replica, differentiation: AsWay
-    ) -> CurvatureLinearOperator:
-        """The operator of this name for a copy."""
-        return CLASSES[matrix](
-            copy.model,
-            copy.loss,
-            copy.params,
-            [(copy.X, copy.y)],
-            reduction=self.reduction,
-            batch_size_fn=self.batch_size_fn,
-            differentiation=differentiation,
-            check_deterministic=False,
         )
 
     def call(self, params: Sequence[Tensor], X: Any) -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Matrix = Literal["Hessian", "GGN", "EF"]
-Method = Literal["double backward", "finite differences"]
-Way = Literal["func", "backpack", "rows", "factored", "recorded", "graphs"]
+Method = Literal["finite differences"]
+Way = Literal["func", "backpack", "differences", "rows", "factored", "recorded", "graphs"]
 Severity = Literal["stop", "care", "note"]
 Verdict = Literal[
     "right",
@@ -25,7 +25,8 @@ Verdict = Literal[
     "skipped",
 ]
 MATRICES: tuple[Matrix, ...] = ("Hessian", "GGN", "EF")
-PLAIN: tuple[Way, ...] = ("func", "backpack")  # the others are linearised forms
+# The others are linearised forms.
+PLAIN: tuple[Way, ...] = ("func", "backpack", "differences")
 SCHEMA = 1  # raised when the meaning of a key of the plain data changes
 
 
@@ -35,17 +36,18 @@ class Reference:
 
     Attributes:
         matrix: The matrix.
-        method: Double backward; finite differences of first derivatives where double
-            backward is not available, or not what they converge to. ``None`` if there is
-            no reference.
+        method: Finite differences of first derivatives; ``None`` if there is no
+            reference.
         dtype: The precision that it was computed in, ``"float64"`` where possible.
-        doubt: Why it is not double backward, or not confirmed by finite differences.
+        doubt: Why there is none.
+        error: Its relative error, as estimated by itself.
     """
 
     matrix: Matrix
     method: Method | None
     dtype: str | None
     doubt: str | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,18 @@ class Trial:
 
     Attributes:
         matrix: The matrix.
-        way: ``"func"`` and ``"backpack"`` are values of ``differentiation=``; the others
-            are forms of the linearised operator.
+        way: ``"func"``, ``"backpack"`` and ``"differences"`` are values of
+            ``differentiation=``; the others are forms of the linearised operator.
         verdict: ``"right"``: agrees with the reference to the precision of the
             parameters. ``"rough"``: rounding takes more than that, in double precision it
             agrees. ``"wrong"``: it does not. ``"random"``: two products differ. ``"not
-            finite"``. ``"unchecked"``: there is no reference. ``"fails"``: an error.
+            finite"``. ``"unchecked"``: it is not proven; the reason tells why.
+            ``"fails"``: an error.
             ``"declined"``: a form that the matrix does not have, or that would not pay.
             ``"undefined"``: the loss does not have this matrix. ``"skipped"``: out of time.
         reason: Why, in one line; ``None`` where it is right.
-        error: ``‖Av - r‖ / ‖r‖`` for the reference ``r``.
+        error: ``‖Av - r‖ / ‖r‖`` for the reference ``r``; of differences, at
+            least what they estimate themselves.
         asymmetry: ``|uᵀAv - vᵀAu| / (‖u‖ ‖Av‖ + ‖v‖ ‖Au‖)``.
         noise: Relative difference of two products with the same vector.
         seconds: Of a product.
@@ -110,10 +114,12 @@ class Forecast:
         matrix: The matrix.
         way: What ``differentiation="auto"`` takes; ``None`` if the operator is refused.
         form: What ``linearize()`` keeps; ``None`` if it is refused.
-        reason: Why one is refused, or a warning that comes with it.
+        reason: Why one is refused, or what the operator warns of.
         seconds: Of 100 products over the whole data, each a pass through it.
         linearized_seconds: The same with ``linearize()``, its set-up included.
         linearized_bytes: What would be kept for that.
+        proof: What the operator says of its products: ``"proven to 3e-10"``, or ``"not
+            proven: why"``.
     """
 
     matrix: Matrix
@@ -123,6 +129,7 @@ class Forecast:
     seconds: float | None = None
     linearized_seconds: float | None = None
     linearized_bytes: int | None = None
+    proof: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from curvop.curvature.parameters import Parameters
 from curvop.curvature.substitution import modules_in
 from curvop.inspection.observation import Observation
 from curvop.inspection.problem import Problem
-from curvop.inspection.results import Caution, Reference
+from curvop.inspection.results import Caution, Forecast
 from curvop.inspection.sample import Sample
 
 
@@ -24,14 +24,14 @@ class Scene:
         problem: Model, loss and parameters.
         sample: The data.
         seen: One look at the model while it computes.
-        references: What the ways were compared with.
+        forecasts: What the automatic choice is.
         is_gradient_right: Whether the gradient is that of the loss, if that is clear.
     """
 
     problem: Problem
     sample: Sample
     seen: Observation
-    references: tuple[Reference, ...]
+    forecasts: tuple[Forecast, ...]
     is_gradient_right: bool | None
 
     @property

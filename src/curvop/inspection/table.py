@@ -5,21 +5,24 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from curvop.inspection.results import MATRICES, Matrix, Preflight, Trial, Way
+from curvop.inspection.results import MATRICES, Preflight, Trial, Way
 from curvop.inspection.wording import (
     HEADINGS,
     LEGEND,
     SIGNS,
     cells,
     circumstances,
+    explains,
     forecast_cells,
+    notes,
     some,
     subject,
     summary,
 )
 
 WIDTH = 89
-_COLUMNS = (12, 8, 11, 8, 9, 9, 10, 10)
+_WAY = 14
+_COLUMNS = (10, 8, 11, 8, 9, 9, 10, 10)
 
 
 def table(p: Preflight) -> str:
@@ -48,7 +51,7 @@ def _trials(p: Preflight) -> Iterator[str]:
             h.ljust(w) if i == 0 else h.rjust(w)
             for i, (h, w) in enumerate(zip(HEADINGS, _COLUMNS, strict=True))
         )
-        yield f"{matrix:<12}{heading}"
+        yield f"{matrix:<{_WAY}}{heading}"
         yield "─" * WIDTH
         if all(t.verdict == "undefined" for t in mine):
             yield from _wrapped(f"  undefined: {mine[0].reason}")
@@ -57,7 +60,8 @@ def _trials(p: Preflight) -> Iterator[str]:
             for t in mine:
                 first = told.setdefault(t.reason, t.way)
                 yield from _trial(t, None if first == t.way else first)
-        yield from _doubts(p, matrix)
+        for note in notes(p, matrix):
+            yield from _wrapped(f"  {note}", 2)
         yield ""
 
 
@@ -69,27 +73,16 @@ def _trial(t: Trial, same: Way | None) -> Iterator[str]:
         same: The way that has the same reason, already told.
     """
     mark = "→" if t.is_chosen else " "
-    head = f"{mark} {t.way:<10}"
+    head = f"{mark} {t.way:<{_WAY - 2}}"
     reason = t.reason if same is None else f"as {same}"
     if not t.works:
-        yield from _wrapped(f"{head}{t.verdict:<10} {reason}", 23)
+        yield from _wrapped(f"{head}{t.verdict:<10} {reason}", _WAY + 11)
         return
     first, *rest = cells(t)
     numbers = "".join(c.rjust(w) for c, w in zip(rest, _COLUMNS[1:], strict=True))
-    yield f"{head}{first:<12}{numbers}".rstrip()
-    if t.verdict in ("rough", "not finite"):
-        yield from _wrapped(f"{'':<12}{reason}", 12)
-
-
-def _doubts(p: Preflight, matrix: Matrix) -> Iterator[str]:
-    for r in p.references:
-        if r.matrix != matrix:
-            continue
-        if r.method is None:
-            yield from _wrapped(f"  Compared with nothing: {r.doubt}", 2)
-        elif r.doubt is not None or r.dtype != "float64":
-            why = "" if r.doubt is None else f": {r.doubt}"
-            yield from _wrapped(f"  Compared with {r.method} in {r.dtype}{why}", 2)
+    yield f"{head}{first:<{_COLUMNS[0]}}{numbers}".rstrip()
+    if explains(t):
+        yield from _wrapped(f"{'':<{_WAY}}{reason}", _WAY)
 
 
 def _cautions(p: Preflight) -> Iterator[str]:

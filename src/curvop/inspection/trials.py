@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +17,13 @@ from curvop.curvature.keeping import Effort
 from curvop.curvature.kept_graph import graphs
 from curvop.curvature.linearization import Derivation, LinearizedLinearOperator
 from curvop.curvature.probing import tolerance
+from curvop.curvature.proof import EXACT, STOPPED
 from curvop.curvature.recorded import recorded
 from curvop.curvature.rows import rows
 from curvop.curvature.surroundings import surroundings
 from curvop.inspection.bench import Bench, blocks
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
+from curvop.inspection.reference import divisor
 from curvop.inspection.results import PLAIN, Trial, Verdict, Way, first_line
 from curvop.operators.base import LinearOperator
 
@@ -33,8 +34,6 @@ FORMS: dict[Way, Derivation] = {
     "graphs": graphs,
 }
 WAYS: tuple[Way, ...] = (*PLAIN, *FORMS)
-EXACT = 1e-6  # relative error in double precision that is none
-SMALL = 1e-3  # times what a product is of the order of: below, rounding shows
 ROUGH = 100  # times the rounding that is expected, where double precision cannot be asked
 
 
@@ -56,17 +55,9 @@ def linearized(
     effort = Effort.asked_for(None, 100, None, False)
     with surroundings(op._data):
         batches = list(op._data.batches("linearize"))
-        shares = [_tally(op, X, y) for X, y in batches]
-        loss, share = (torch.stack(parts).sum() for parts in zip(*shares, strict=True))
         kept = FORMS[form](op, batches, blocks(op, v.to(op.dtype)), effort)
-    return LinearizedLinearOperator(op, kept, op._divisor(loss, share), form, 0.0)  # type: ignore[arg-type]
-
-
-def _tally(op: CurvatureLinearOperator, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        params = [p.detach() for p in op._parameters.tensors]
-        loss, share = op._tally(op._predict(params, X), y)
-    return loss, share
+        Z = divisor(op, batches)
+    return LinearizedLinearOperator(op, kept, Z, form, 0.0)  # type: ignore[arg-type]
 
 
 def attempt(bench: Bench, way: Way) -> Trial:
@@ -91,7 +82,7 @@ def _attempt(bench: Bench, way: Way) -> Trial:
     noise = _noise(op, A, bench.v)
     turned = float((u @ Av - v @ Au).abs())
     asymmetry = _ratio(turned, float(u.norm() * Av.norm() + v.norm() * Au.norm()))
-    error = _error(bench, Av)
+    error = _error(bench, op, way, Av)
     verdict, reason = _judged(bench, way, op, Av, noise, error)
     seconds = seconds_of(lambda: A @ bench.v, op.device)
     try:
@@ -104,7 +95,7 @@ def _attempt(bench: Bench, way: Way) -> Trial:
         way,
         verdict,
         reason,
-        error=error,
+        error=None if verdict == "unchecked" else error,
         asymmetry=asymmetry,
         noise=noise,
         seconds=seconds,
@@ -117,7 +108,7 @@ def _attempt(bench: Bench, way: Way) -> Trial:
 
 
 def _base(way: Way) -> AsWay:
-    return "func" if way == "func" else "backpack" if way == "backpack" else "auto"
+    return way if way in PLAIN else "auto"  # type: ignore[return-value]
 
 
 def _noise(op: CurvatureLinearOperator, A: LinearOperator, v: Tensor) -> float:
@@ -132,12 +123,12 @@ def _noise(op: CurvatureLinearOperator, A: LinearOperator, v: Tensor) -> float:
     return _ratio(float((first - second).norm()), float(first.norm()))
 
 
-def _error(bench: Bench, Av: Tensor) -> float | None:
-    """Relative to the reference, or to what is rounding where that is zero."""
+def _error(bench: Bench, op: CurvatureLinearOperator, way: Way, Av: Tensor) -> float | None:
+    """Relative to the reference; of differences, at least what they estimate."""
     if bench.truth is None:
         return None
-    truth = bench.truth.to(Av)
-    return _ratio(float((Av - truth).norm()), max(float(truth.norm()), SMALL * bench.scale))
+    own = op.relative_error if way == "differences" else None
+    return max(bench.truth.distance(blocks(op, Av)), own or 0.0)
 
 
 def _judged(
@@ -150,28 +141,41 @@ def _judged(
 ) -> tuple[Verdict, str | None]:
     """The verdict, and the reason where it is not "right"."""
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
-    allowed = max(rounding, bench.accuracy)
     if not bool(Av.isfinite().all()):
         return "not finite", "the product is not finite"
     if bench.is_random or noise > rounding:
         return "random", "loss or gradient differ from one evaluation to the next"
-    if error is None:
-        return "unchecked", None
-    if error <= allowed:
+    if bench.truth is None or error is None:
+        return "unchecked", f"not proven: {bench.reference.doubt}"
+    by_differences = way == "differences"
+    if by_differences and bench.is_gradient is False:
+        return "unchecked", f"not proven: {STOPPED}"
+    margin = EXACT if by_differences else bench.truth.margin
+    if error <= rounding + margin:
         return "right", None
-    exact = None
-    if bench.exact is not None:
-        try:
-            B = bench.exact(_base(way))
-            w = bench.v.to(B.dtype)
-            exact = _error(bench, (linearized(B, way, w) if way in FORMS else B) @ w)
-        except Exception:
-            exact = None
-    best = max(EXACT, bench.accuracy)
-    is_rough = error <= ROUGH * allowed if exact is None else exact <= best
+    exact = None if by_differences else _exact_error(bench, way)
+    if exact is None:
+        is_rough, where = error <= ROUGH * (rounding + margin), ""
+    else:
+        is_rough, where = exact <= EXACT + margin, "; in float64 it is right"
     if is_rough:
-        return "rough", f"rounding leaves {_digits(error)}; in float64 it is right"
+        return "rough", f"rounding leaves {_digits(error)}{where}"
+    if bench.is_gradient is False:
+        return "unchecked", f"not proven: {STOPPED}"
     return "wrong", f"it is off by {error:.1g} relative to the reference"
+
+
+def _exact_error(bench: Bench, way: Way) -> float | None:
+    """The error in double precision, where it can be told."""
+    if bench.truth is None or bench.truth.subject.dtype is not torch.float64:
+        return None
+    try:
+        B = bench.exact(_base(way))
+        w = bench.v.to(B.dtype)
+        Bw = (linearized(B, way, w) if way in FORMS else B) @ w
+    except Exception:
+        return None
+    return bench.truth.distance(blocks(B, Bw))
 
 
 def _digits(error: float) -> str:

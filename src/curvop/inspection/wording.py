@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from curvop.inspection.results import Forecast, Preflight, Severity, Trial
+from curvop.inspection.results import Forecast, Matrix, Preflight, Severity, Trial
 
 HEADINGS = (
     "verdict",
@@ -19,9 +19,9 @@ HEADINGS = (
 
 
 LEGEND = (
-    "→ the automatic choice. error: against double backward in float64. asymmetry: of "
-    "uᵀAv and vᵀAu. noise: of two products. time, memory: of a product, in gradients. "
-    "set-up, kept: once, to linearize."
+    "→ the automatic choice. error: against differences of first derivatives in float64; "
+    "of these, at least their own estimate. asymmetry: of uᵀAv and vᵀAu. noise: of two "
+    "products. time, memory: of a product, in gradients. set-up, kept: once, to linearize."
 )
 SIGNS: dict[Severity, str] = {"stop": "✗", "care": "!", "note": "·"}
 
@@ -40,9 +40,8 @@ def summary(p: Preflight) -> str:
         return f"Not ready: {stops[0]}."
     for t in p.trials:
         if t.is_chosen and t.is_in_the_way:
-            return (
-                f"Not ready: the automatic choice for {t.matrix}, {t.way}, is {t.verdict}."
-            )
+            what = t.reason if t.verdict == "unchecked" and t.reason else t.verdict
+            return f"Not ready: the automatic choice for {t.matrix}, {t.way}, is {what}."
     for f in p.forecasts:
         if f.way is None:
             return f"Not ready: {f.matrix}: {f.reason}."
@@ -83,6 +82,24 @@ def cells(t: Trial) -> tuple[str, ...]:
         "" if t.setup_seconds is None else seconds(t.setup_seconds),
         "" if t.kept_bytes is None else size_of(t.kept_bytes),
     )
+
+
+def explains(t: Trial) -> bool:
+    """Whether a trial that returned a product has a reason to be told."""
+    return t.works and t.verdict in ("rough", "not finite", "unchecked")
+
+
+def notes(p: Preflight, matrix: Matrix) -> Iterator[str]:
+    """What the operator says of its products, and what they were compared with."""
+    for f in p.forecasts:
+        if f.matrix == matrix and f.way is not None and f.proof is not None:
+            yield f"The operator takes {f.way}, {f.proof}"
+    is_told = any(t.matrix == matrix and t.verdict == "unchecked" for t in p.trials)
+    for r in p.references:
+        if r.matrix == matrix and r.method is None and not is_told:
+            yield f"Compared with nothing: {r.doubt}"
+        elif r.matrix == matrix and r.method is not None and r.dtype != "float64":
+            yield f"Compared with {r.method} in {r.dtype}"
 
 
 def forecast_cells(f: Forecast) -> tuple[str, ...]:
