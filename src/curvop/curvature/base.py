@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,28 @@ from curvop.curvature.columns import (
     sized,
     trailing,
 )
+from curvop.curvature.culprit import Kind
 from curvop.curvature.data import Data
 from curvop.curvature.determinism import check_deterministic as check
+from curvop.curvature.differences import Differences, InaccurateError
 from curvop.curvature.differentiation import (
+    CALLED,
     Aux,
+    Differentiation,
     RiskDifferentiation,
     Way,
     candidates,
     first_that_works,
+    warn_of_change,
 )
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.losses import Loss, as_loss
 from curvop.curvature.parameters import as_parameters
+from curvop.curvature.probing import not_finite, refuse_not_finite
+from curvop.curvature.proof import UNCHECKED, Proof, few, prove, subject, two_columns
 from curvop.curvature.reduction import Divisor, total_divisor
+from curvop.curvature.replica import Given, doubled
 from curvop.curvature.surroundings import surroundings
-from curvop.curvature.symmetry import check_symmetric
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
 
@@ -67,7 +74,8 @@ class CurvatureLinearOperator(LinearOperator):
             and mappings of tensors. They are moved to the device of the parameters.
         progressbar: Show a bar over the mini-batches of each product.
         check_deterministic: Pass over the data twice on construction and compare loss
-            and gradient; also checks what is assumed about a loss of your own.
+            and gradient; also checks what is assumed about a loss of your own, and proves
+            on a few data that products are right: see :attr:`proof`.
         num_data: Number of data, checked at each pass.
         batch_size_fn: Function of ``X`` that tells the number of data in a batch; by
             default the leading axis.
@@ -84,14 +92,17 @@ class CurvatureLinearOperator(LinearOperator):
             of the data (a rank may hold none). Every rank multiplies the same vector,
             and the divisor is global. One collective per product.
         differentiation: ``"func"`` (``torch.func``: forward mode and vmap),
-            ``"backpack"`` (double backward over one graph: any op, any callable), or
-            ``"auto"``: the first that the model supports, with a warning when that is
-            the second.
+            ``"backpack"`` (double backward over one graph: any op, any callable),
+            ``"differences"`` (central differences of first derivatives: whatever can be
+            trained, in double precision where the model can be copied), or ``"auto"``:
+            the first that gives the right product, with a warning when that is not the
+            first of all.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument does not fit; the message says how to mend it.
         NonDeterministicError: If two products differ.
+        WrongDerivativeError: If no way to differentiate gives the right product.
     """
 
     def __init__(
@@ -134,11 +145,42 @@ class CurvatureLinearOperator(LinearOperator):
         self._process_group = process_group
         self._blocks = _as_blocks(block_sizes, len(self._parameters.tensors))
         _warn_of_batch_statistics(model_func, self._data)
-        self._ways: tuple[RiskDifferentiation, ...]
+        self._given = Given(model_func, loss_func, reduction)
+        self._ways: tuple[Differentiation, ...]
         self._ways = candidates(differentiation, self._parameters)
+        self._proof = Proof(CALLED[self._ways[0].name], doubt=UNCHECKED)
         if check_deterministic:
             with surroundings(self._data):
-                self._ways = check(self)
+                self._ways, self._proof = check(self)
+
+    @property
+    def differentiation(self) -> Way:
+        """The way that products are differentiated."""
+        return CALLED[self._ways[0].name]
+
+    @property
+    def proof(self) -> Proof:
+        """What is known of the products, from construction.
+
+        >>> import torch
+        >>> from curvop import HessianLinearOperator
+        >>> w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+        >>> data = [(torch.eye(2, dtype=torch.float64), torch.zeros(2).double())]
+        >>> H = HessianLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
+        >>> H.proof.differentiation, H.proof.error < 1e-6, H.proof.doubt
+        ('backpack', True, None)
+        """
+        return self._proof
+
+    @property
+    def relative_error(self) -> float | None:
+        """Estimated relative error of products so far; ``None`` where it is rounding."""
+        way = self._ways[0]
+        return way.error if isinstance(way, Differences) else None
+
+    def __repr__(self) -> str:
+        """With the way to differentiate, and whether it is proven."""
+        return f"{super().__repr__()[:-1]}, {self.differentiation} {self.proof}>"
 
     def linearize(
         self,
@@ -199,6 +241,9 @@ class CurvatureLinearOperator(LinearOperator):
 
     # ---------------------------------------------------- what subclasses do
 
+    # Which derivatives products are made of.
+    _derivatives: ClassVar[tuple[Kind, ...]] = ("jvp", "hessian")
+
     @abstractmethod
     def _psd_for(self, loss: Loss) -> bool:
         """Whether the matrix is positive semi-definite for this loss.
@@ -224,6 +269,12 @@ class CurvatureLinearOperator(LinearOperator):
 
     def _predict(self, params: Sequence[Tensor], X: Any) -> Any:
         return self._parameters.model(params, X)
+
+    def _loss_of(self, X: Any, y: Any) -> Tensor:
+        """Summed loss of a batch."""
+        with torch.no_grad():
+            prediction = self._predict(self._parameters.tensors, X)
+            return self._loss.total(prediction, y)
 
     def _tally(self, prediction: Any, y: Any, total: Tensor | None = None) -> Aux:
         """Summed loss of a batch, and its share of the divisor."""
@@ -252,9 +303,21 @@ class CurvatureLinearOperator(LinearOperator):
             V = leading(M)
             if V[0].shape[0] == 0:
                 return M
-            *product, loss, share = self._sum_over_batches(V)
-            Z = self._divisor(loss, share)
-            return trailing([b.div_(Z).to(self.dtype) for b in product])
+            op: CurvatureLinearOperator = self
+            product, op = op._product(V)
+            while not_finite(product) is not None and len(op._ways) > 1:
+                if not_finite(V) is not None:
+                    break
+                warn_of_change({op._ways[0].name: "a product is not finite"}, op._ways[1])
+                product, op = op._with(_ways=op._ways[1:])._product(V)
+            refuse_not_finite(product, V, self._parameters.names)
+            return trailing(product)
+
+    def _product(self, V: Blocks) -> tuple[list[Tensor], CurvatureLinearOperator]:
+        """The product over all data, and the operator that knows which way works."""
+        (*sums, loss, share), op = self._sum_over_all(V)
+        Z = self._divisor(loss, share)
+        return [b.div_(Z).to(self.dtype) for b in sums], op
 
     def _divisor(self, loss: Tensor, share: Tensor) -> Tensor:
         """``Z``, once the loss is known to be finite.
@@ -269,16 +332,19 @@ class CurvatureLinearOperator(LinearOperator):
             )
         return total_divisor(self._loss.reduction, share)
 
-    def _sum_over_batches(self, V: Blocks) -> list[Tensor]:
+    def _sum_over_all(self, V: Blocks) -> tuple[list[Tensor], CurvatureLinearOperator]:
         """Summed product, loss and divisor over all batches and ranks.
 
         Args:
             V: What to multiply onto, ``[K, *n_i]``.
+
+        Returns:
+            The sums, and the operator that knows which way to differentiate works.
         """
         size = sum(v.numel() for v in V) + 2
         with failing_together(size, self._process_group, self.dtype, self.device):
-            sums, _ = self._sum_over(self._data.batches(f"{type(self).__name__} @"), V)
-        return all_reduce(sums, self._process_group, same=V)
+            sums, op = self._sum_over(self._data.batches(f"{type(self).__name__} @"), V)
+        return all_reduce(sums, self._process_group, same=V), op
 
     def _sum_over(
         self, batches: Iterable[tuple[Any, Any]], V: Blocks
@@ -302,24 +368,32 @@ class CurvatureLinearOperator(LinearOperator):
         return [*sums, loss, share], op
 
     def _matmat_one(
-        self, X: Any, y: Any, V: Blocks, *, is_probe: bool = False
+        self, X: Any, y: Any, V: Blocks
     ) -> tuple[CurvatureLinearOperator, tuple[Blocks, Aux]]:
-        """The product of one batch, and the operator for the next: it knows the way.
-
-        A probe of two columns also drops a way whose product is not symmetric: forward
-        mode ignores what some rules of reverse mode know.
-        """
+        """The product of one batch, and the operator for the next: it knows the way."""
         chunk = self._columns_per_pass(X)
 
-        def attempt(way: RiskDifferentiation) -> tuple[Blocks, Aux]:
+        def attempt(way: Differentiation) -> tuple[Blocks, Aux]:
             op = self._with(_ways=(way,), _chunk_size=chunk)
-            product, tally = op._matmat_blocks(X, y, V)
-            if is_probe and way is not self._ways[-1]:
-                check_symmetric(V, product)
-            return product, tally
+            if way is not self._ways[0] and self._proof.doubt != UNCHECKED:
+                prove((way,), subject(op, *few((X, y), op._loss_of)), two_columns(op))
+            if isinstance(way, Differences):
+                return op._matmat_differences(X, y, V)
+            return op._matmat_blocks(X, y, V)
 
         ways, result = first_that_works(self._ways, attempt)
         return self._with(_ways=ways), result
+
+    def _matmat_differences(self, X: Any, y: Any, V: Blocks) -> tuple[Blocks, Aux]:
+        """In double precision, or in their own where no copy can be made."""
+        try:
+            op, X_, y_ = doubled(self, X, y)
+            product, tally = op._matmat_blocks(X_, y_, V)
+        except InaccurateError:
+            raise
+        except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+            return self._matmat_blocks(X, y, V)
+        return product, tally
 
     def _columns_per_pass(self, X: Any) -> int | None:
         """How many columns are multiplied at once."""

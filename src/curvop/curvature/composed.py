@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
-
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from curvop.curvature.columns import ChunkSize
 from curvop.curvature.composed_kernels import ComposedKernels
@@ -16,10 +14,18 @@ from curvop.curvature.differentiation import (
     Differentiable,
     Differentiation,
     Middle,
-    Outputs,
 )
 from curvop.curvature.parameters import Parameters
 from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+    from curvop.curvature.jacobian import JacobianLinearOperator
+
+    AnyOperator = TypeVar("AnyOperator", CurvatureLinearOperator, JacobianLinearOperator)
+
+
+Value = TypeVar("Value")
 
 
 @final
@@ -66,9 +72,17 @@ class Composed:
         return self.way.vjp(_composed(f), at, U, chunk)
 
 
-def _composed(f: Differentiable) -> Differentiable:
-    def g(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+def with_its_kernels(op: AnyOperator) -> AnyOperator:
+    """The operator for derivatives by other hands: with the kernels of its own way."""
+    if not isinstance(op._ways[0], Composed):
+        return op
+    at = op._parameters
+    return op._with(_parameters=replace(at, model=_composed(at.model)))
+
+
+def _composed(f: Callable[..., Value]) -> Callable[..., Value]:
+    def g(*args: Any) -> Value:
         with ComposedKernels():
-            return f(params)
+            return f(*args)
 
     return g

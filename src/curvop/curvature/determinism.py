@@ -10,13 +10,13 @@ from torch import Tensor
 from curvop.curvature import nested
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.graph import check_used, gradient
-from curvop.curvature.probing import differ, probe, tolerance
+from curvop.curvature.probing import differ, tolerance
+from curvop.curvature.proof import Proof, few, prove, subject, two_columns
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
-    from curvop.curvature.differentiation import RiskDifferentiation
+    from curvop.curvature.differentiation import Differentiation
     from curvop.curvature.jacobian import JacobianLinearOperator
-    from curvop.operators.layout import Blocks
 
 
 class NonDeterministicError(RuntimeError):
@@ -25,13 +25,13 @@ class NonDeterministicError(RuntimeError):
 
 def check_deterministic(
     op: CurvatureLinearOperator,
-) -> tuple[RiskDifferentiation, ...]:
+) -> tuple[tuple[Differentiation, ...], Proof]:
     """Pass over the data twice and compare loss and gradient.
 
     Whatever is random in data or model shows in the gradient, which is much cheaper than
     a product. Products decide only where gradients differ: a gradient may vanish by
-    cancellation between data, so that nothing but rounding is left of it. The first batch
-    is also multiplied, which tells the ways to differentiate that the model supports.
+    cancellation between data, so that nothing but rounding is left of it. On a few data
+    of the first batch the product is proven.
 
     The generators run on from the first pass to the second, so that dropout and
     shuffling show; the caller restores them.
@@ -40,41 +40,57 @@ def check_deterministic(
         op: The operator.
 
     Returns:
-        The ways to differentiate that the model supports.
+        The ways to differentiate from the first that is right, and what is known of it.
 
     Raises:
         NonDeterministicError: If the passes differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
-    two = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
-    two = [b.to(op.dtype) for b in two]
-    first, settled = gradient_over_data(op, two)
-    settled._divisor(*first[-2:])
-    second, _ = gradient_over_data(settled)
+    batches: list[tuple[Any, Any]] = []
+    first = gradient_over_data(op, first=batches)
+    op._divisor(*first[-2:])
+    found = _proven(op, batches)
+    if isinstance(found, Exception) and op._process_group is not None:
+        size = sum(t.numel() for t in first)
+        with failing_together(size, op._process_group, op.dtype, op.device):
+            raise found
+    second = gradient_over_data(op)
     # summed in single precision at least, but computed in that of the parameters
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
     *gradient, loss, share = differences(first, second, rounding)
     if any(gradient) or loss or share:
-        v = [b[:1] for b in two]
-        first, second = (settled._sum_over_batches(v) for _ in range(2))
+        v = [b[:1] for b in two_columns(op)]
+        settled = op if isinstance(found, Exception) else op._with(_ways=found[0])
+        first, second = (settled._sum_over_all(v)[0] for _ in range(2))
         *product, _, _ = differences(first, second, rounding)
         if any(product) or loss or share:
             raise NonDeterministicError(_diagnosis(settled, product, loss, share))
-    return settled._ways
+    if isinstance(found, Exception):
+        raise found  # of a model that is at least deterministic
+    return found
+
+
+def _proven(
+    op: CurvatureLinearOperator, batches: list[tuple[Any, Any]]
+) -> tuple[tuple[Differentiation, ...], Proof] | Exception:
+    """The ways that are right on a batch, or why there is none."""
+    try:
+        for X, y in batches:
+            return prove(op._ways, subject(op, X, y), two_columns(op))
+    except Exception as error:
+        return error
+    return op._ways, op._proof  # a rank without data
 
 
 def gradient_over_data(
-    op: CurvatureLinearOperator, probes: Blocks | None = None
-) -> tuple[list[Tensor], CurvatureLinearOperator]:
+    op: CurvatureLinearOperator, *, first: list[tuple[Any, Any]] | None = None
+) -> list[Tensor]:
     """Gradient, loss and divisor, summed over all batches and ranks.
 
     Args:
         op: The operator.
-        probes: In a first pass, columns to multiply onto the first batch. What was
+        first: In a first pass, a list that gets a few data of the first batch. What was
             assumed about the loss is then checked on each batch.
-
-    Returns:
-        The sums, and the operator that knows which way to differentiate works.
     """
     wide = torch.promote_types(op.dtype, torch.float32)  # sums of half precision
     tensors = op._parameters.tensors
@@ -83,26 +99,26 @@ def gradient_over_data(
     sums.append(torch.zeros((), dtype=torch.float64, device=op.device))
     # of a callable only its additivity is assumed: one batch needs no adding
     alone = op._loss.terms is None and op._data.num_batches == 1
-    verify = probes is not None and not op._loss.is_trusted and not alone
+    verify = first is not None and not op._loss.is_trusted and not alone
     size = sum(total.numel() for total in sums)
     with failing_together(size, op._process_group, op.dtype, op.device):
         for X, y in op._data.batches("determinism check"):
-            if probes is not None:
-                op, (product, _) = op._matmat_one(X, y, probes, is_probe=True)
-                probes = None
-                if not any(bool(b.any()) for b in product):
-                    check_closure(op)
+            if first is not None and not first:
+                first.append(few((X, y), op._loss_of))
             with torch.enable_grad(), op._parameters.leaves() as params:
                 prediction = op._predict(params, X)
                 loss = op._loss.total(prediction, y)
                 tally = op._tally(prediction, y, loss)
-                parts = [*gradient(loss, params, create_graph=False), *tally]
+                slope = gradient(loss, params, create_graph=False)
+                parts = [*slope, *tally]
+            if first is not None and not any(bool(b.any()) for b in slope):
+                check_closure(op)
             if verify:
                 with torch.no_grad():
                     op._loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
             for total, part in zip(sums, parts, strict=True):
                 total += part.detach()
-    return all_reduce(sums, op._process_group), op
+    return all_reduce(sums, op._process_group)
 
 
 def check_closure(op: CurvatureLinearOperator | JacobianLinearOperator) -> None:

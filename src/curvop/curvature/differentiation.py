@@ -126,7 +126,9 @@ def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:
 
 
 def first_that_works(
-    ways: tuple[AnyWay, ...], attempt: Callable[[AnyWay], Result]
+    ways: tuple[AnyWay, ...],
+    attempt: Callable[[AnyWay], Result],
+    say: Callable[[AnyWay, Exception], str] | None = None,
 ) -> tuple[tuple[AnyWay, ...], Result]:
     """Try one way after the other, and warn where the first one does not do.
 
@@ -134,12 +136,13 @@ def first_that_works(
         ways: What to try, in this order.
         attempt: What to do with each. Where autograd says that it cannot, the next way
             is tried; any other error is the user's.
+        say: What to tell of an error; by default its first line.
 
     Returns:
         The ways that remain (those before the one that worked are dropped), and what
         the attempt returned.
     """
-    refusals: dict[str, str] = {}  # by the name of the way
+    refusals: dict[str, tuple[AnyWay, Exception]] = {}  # by the name of the way
     errors: list[Exception] = []
     for i, way in enumerate(ways):
         try:
@@ -147,25 +150,30 @@ def first_that_works(
         except Exception as error:
             if not is_refusal(error):
                 raise
-            refusals.setdefault(way.name, _said(error))
+            refusals.setdefault(way.name, (way, error))
             errors.append(error)
             continue
-        refusals.pop(way.name, None)  # the same way, with composed kernels
-        if refusals:
-            _warn(refusals, way)
+        explain = say or (lambda _, error: first_line(error))
+        told = {name: explain(*r) for name, r in refusals.items() if name != way.name}
+        warn_of_change(told, way)
         return ways[i:], result
     # what the user's model says itself comes before what the library says of it
     first = next((e for e in errors if not isinstance(e, WrongDerivativeError)), None)
     wrong = [e for e in errors if isinstance(e, WrongDerivativeError)]
-    raise wrong[-1] if wrong else first or errors[-1]
+    raise wrong[0] if wrong else first or errors[-1]
 
 
-def _warn(refusals: dict[str, str], way: RiskDifferentiation) -> None:
+def warn_of_change(refusals: dict[str, str], way: RiskDifferentiation) -> None:
+    """Say which ways do not do, why, and what is taken instead."""
+    if set(refusals) <= {way.name}:  # the same way, with composed kernels
+        return
     reasons = ", nor does ".join(f"{name} ({why})" for name, why in refusals.items())
     reasons = reasons.replace(" (", " does not support this model (", 1)
+    error = getattr(way, "error", None)
+    accuracy = "" if error is None else f", with a relative error of {error:.0e}"
     warnings.warn(
-        f"{reasons}. Using {way.name} ({DOES.get(way.name, way.name)}) instead; pass "
-        f"differentiation={CALLED.get(way.name, way.name)!r} to choose it yourself.",
+        f"{reasons}. Using {way.name} ({DOES.get(way.name, way.name)}{accuracy}) instead; "
+        f"pass differentiation={CALLED.get(way.name, way.name)!r} to choose it yourself.",
         stacklevel=2,
     )
 
@@ -187,7 +195,8 @@ def is_refusal(error: Exception) -> bool:
     return where.split(".")[0] in ("torch", "backpack")
 
 
-def _said(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

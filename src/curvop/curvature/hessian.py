@@ -35,6 +35,8 @@ class HessianLinearOperator(CurvatureLinearOperator):
     tensor([12.,  0.])
     """
 
+    _derivatives = ("hessian",)
+
     def _psd_for(self, loss: Loss) -> bool:
         return False
 

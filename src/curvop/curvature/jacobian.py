@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -12,7 +13,9 @@ from torch import Size, Tensor, nn
 from curvop.curvature.columns import ChunkSize, check_chunk_size, leading, trailing
 from curvop.curvature.data import Data
 from curvop.curvature.determinism import NonDeterministicError, check_closure
+from curvop.curvature.differences import Differences
 from curvop.curvature.differentiation import (
+    CALLED,
     Aux,
     Differentiable,
     Differentiation,
@@ -20,10 +23,15 @@ from curvop.curvature.differentiation import (
     Way,
     candidates,
     first_that_works,
+    warn_of_change,
 )
-from curvop.curvature.parameters import as_parameters
-from curvop.curvature.probing import differ, probe
+from curvop.curvature.parameters import as_parameters, constant
+from curvop.curvature.probing import differ, not_finite, probe, refuse_not_finite
+from curvop.curvature.proof import UNCHECKED, Proof, Subject, few, prove, two_columns
+from curvop.curvature.randomness import preserved
+from curvop.curvature.replica import Given, doubled
 from curvop.curvature.surroundings import surroundings
+from curvop.curvature.symmetry import check_adjoint
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks, Space
@@ -47,7 +55,8 @@ class JacobianLinearOperator(LinearOperator):
         params: As for :class:`CurvatureLinearOperator`.
         data: As for :class:`CurvatureLinearOperator`; the targets are not used.
         progressbar: Show a bar over the mini-batches of each product.
-        check_deterministic: Multiply twice on construction and compare.
+        check_deterministic: Predict twice on construction and compare; products are
+            proven on a few data.
         num_data: Number of data ``N``. Saves the forward pass that counts them when
             the determinism check is off, and is checked at each pass.
         batch_size_fn: Function of ``X`` that tells the number of data in a batch.
@@ -58,6 +67,7 @@ class JacobianLinearOperator(LinearOperator):
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument does not fit; the message says how to mend it.
         NonDeterministicError: If two passes differ.
+        WrongDerivativeError: If no way to differentiate gives the right product.
 
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> data = [(torch.tensor([[1.0, 3.0]]), None)]
@@ -82,7 +92,9 @@ class JacobianLinearOperator(LinearOperator):
         parameters = as_parameters(model_func, params)
         self._parameters = parameters
         self._data = Data(data, parameters.device, num_data, batch_size_fn, progressbar)
+        self._given = Given(model_func)
         self._ways = candidates(differentiation, parameters)
+        self._proof = Proof(self.differentiation, doubt=UNCHECKED)
         self._chunk_size = chunk_size
         # what the methods below need before the codomain is known
         self._dtype, self._domain = parameters.dtype, parameters.space
@@ -97,6 +109,26 @@ class JacobianLinearOperator(LinearOperator):
             dtype=parameters.dtype,
             device=parameters.device,
         )
+
+    @property
+    def differentiation(self) -> Way:
+        """The way that products are differentiated."""
+        return CALLED[self._ways[0].name]
+
+    @property
+    def proof(self) -> Proof:
+        """What is known of the products, from construction."""
+        return self._proof
+
+    @property
+    def relative_error(self) -> float | None:
+        """Estimated relative error of products so far; ``None`` where it is rounding."""
+        way = self._ways[0]
+        return way.error if isinstance(way, Differences) else None
+
+    def __repr__(self) -> str:
+        """With the way to differentiate, and whether it is proven."""
+        return f"{super().__repr__()[:-1]}, {self.differentiation} {self.proof}>"
 
     def linearize(
         self,
@@ -129,8 +161,14 @@ class JacobianLinearOperator(LinearOperator):
     def _matmat(self, M: Blocks) -> Blocks:
         with surroundings(self._data):
             V = leading(M)
-            parts = [part for part, _ in self._push(V)]
-        out = torch.cat([part.flatten(1) for part in parts], 1)  # [K, N·C]
+            J, out = self, self._push(V)  # [K, N·C]
+            while not_finite([out]) is not None and len(J._ways) > 1:
+                if not_finite(V) is not None:
+                    break
+                warn_of_change({J._ways[0].name: "a product is not finite"}, J._ways[1])
+                J = J._with(_ways=J._ways[1:])
+                out = J._push(V)
+        refuse_not_finite([out], V, None)
         self._check_rows(out.shape[1])
         return trailing([out.reshape(-1, *self.codomain[0])])
 
@@ -147,6 +185,7 @@ class JacobianLinearOperator(LinearOperator):
                     total += p
                 row += used
         self._check_rows(row)
+        refuse_not_finite(sums, [U], self._parameters.names)
         return trailing(sums)
 
     def _pull_batch(self, way: Differentiation, X: Any, rows: Tensor) -> tuple[Blocks, int]:
@@ -166,28 +205,67 @@ class JacobianLinearOperator(LinearOperator):
     def _transpose(self) -> LinearOperator:
         return TransposedLinearOperator(self, self._rmatmat)
 
-    def _push(
-        self, V: Blocks, *, pull: bool = False
-    ) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
-        """``J V`` batch by batch, ``[K, n, *c]``, and the ways that remain.
-
-        With ``pull``, only those remain that can also multiply with ``Jᵀ``.
-        """
+    def _push(self, V: Blocks) -> Tensor:
+        """``J V``, ``[K, N·C]``."""
         ways = self._ways
         pairs = zip(V, self._parameters.tensors, strict=True)
         V = [v.to(p.dtype) for v, p in pairs]
+        parts = []
         for X, _ in self._data.batches("J @"):
-            push = partial(self._push_batch, X=X, V=V, pull=pull)
-            ways, part = first_that_works(ways, push)
-            yield part, ways
+            ways, part = first_that_works(ways, partial(self._push_batch, X=X, V=V))
+            parts.append(part.flatten(1))
+        return torch.cat(parts, 1)
 
-    def _push_batch(self, way: Differentiation, X: Any, V: Blocks, pull: bool) -> Tensor:
+    def _push_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
         """``J V`` of one batch, ``[K, n, *c]``."""
-        f = self._function(X)
-        (part,) = way.jvp(f, self._parameters, V, self._chunk_size)
-        if pull:
-            way.vjp(f, self._parameters, lambda _: [part], self._chunk_size)
+        if way is not self._ways[0] and self._proof.doubt != UNCHECKED:
+            prove(
+                (way,), self._subject(*few((X, None), self._predicted)), two_columns(self)
+            )
+        J = self
+        if isinstance(way, Differences):
+            J, X, V = self._in_double(X, V)
+        (part,) = way.jvp(J._function(X), J._parameters, V, self._chunk_size)
         return part.to(self._dtype)
+
+    def _in_double(self, X: Any, V: Blocks) -> tuple[JacobianLinearOperator, Any, Blocks]:
+        """For differences, or the same where no copy can be made."""
+        try:
+            J, X_, _ = doubled(self, X, None)
+            J._predicted(X_, None)
+        except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+            return self, X, V
+        return J, X_, [v.to(J._dtype) for v in V]
+
+    def _subject(self, X: Any, y: Any) -> Subject:
+        """What is to be proven on a batch."""
+        f, at, dtype = self._function(X), self._parameters, self._dtype
+
+        def risk(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+            ((output,), _) = f(params)
+            (c,) = probe([output.detach()])
+            return ((c * output).sum(),), ()
+
+        def multiply(way: Differentiation, V: Blocks) -> Blocks:
+            V = [v.to(p.dtype) for v, p in zip(V, at.tensors, strict=True)]
+            with preserved(self._parameters.device):
+                return [b.to(dtype) for b in way.jvp(f, at, V, None)]
+
+        def check(way: Differentiation, V: Blocks, JV: Blocks) -> None:
+            U = probe(JV)
+            with preserved(self._parameters.device):
+                JtU = way.vjp(f, at, lambda o: [U[0].to(o[0].dtype)], None)
+            check_adjoint(V, JV, U, JtU)
+
+        return Subject(
+            at, multiply, check, risk, ("jvp",), lambda: _subject(*doubled(self, X, y))
+        )
+
+    def _with(self, **fields: Any) -> JacobianLinearOperator:
+        """The same operator with other values for some fields."""
+        other = copy.copy(self)
+        other.__dict__.update(fields)
+        return other
 
     def _function(self, X: Any) -> Differentiable:
         """The prediction for one batch as a function of the parameters."""
@@ -207,13 +285,15 @@ class JacobianLinearOperator(LinearOperator):
         return prediction
 
     def _check_deterministic(self) -> Size:
-        """Multiply twice; the shape of the rows."""
-        v = probe([p.detach().expand(2, *p.shape) for p in self._parameters.tensors])
-        v = [b.to(self._dtype) for b in v]
-        first = list(self._push(v, pull=True))
-        self._ways = first[-1][1]
-        second = list(self._push(v))
-        for i, ((a, _), (b, _)) in enumerate(zip(first, second, strict=False)):
+        """Predict twice, and prove on the first batch; the shape of the rows."""
+        first = []
+        for i, (X, y) in enumerate(self._data.batches("determinism check")):
+            first.append(self._predicted(X, y))
+            if i == 0:
+                of = self._subject(*few((X, y), self._predicted))
+                self._ways, self._proof = prove(self._ways, of, two_columns(self))
+        second = [self._predicted(X, y) for X, y in self._data.batches("determinism check")]
+        for i, (a, b) in enumerate(zip(first, second, strict=False)):
             if a.shape != b.shape or differ(a, b):
                 raise NonDeterministicError(
                     f"Two passes over the data differ in batch {i}. The rows of a "
@@ -224,9 +304,13 @@ class JacobianLinearOperator(LinearOperator):
             raise NonDeterministicError(
                 f"Two passes over the data have {len(first)} and {len(second)} batches."
             )
-        if not any(bool(part.any()) for part, _ in first):
-            check_closure(self)
-        return _rows([part.shape[1:] for part, _ in first])
+        check_closure(self)
+        return _rows([part.shape for part in first])
+
+    def _predicted(self, X: Any, y: Any) -> Tensor:
+        """The prediction for one batch, of which no derivative is asked for."""
+        with torch.no_grad():
+            return self._predict([constant(p) for p in self._parameters.tensors], X)
 
     def _count_rows(self) -> Size:
         """The shape of the rows by forward passes; of one batch when ``N`` is known."""
@@ -250,6 +334,10 @@ class JacobianLinearOperator(LinearOperator):
                 f"got {rows if at_least is None else 'more'}. The data has changed, or "
                 "num_data is wrong."
             )
+
+
+def _subject(J: JacobianLinearOperator, X: Any, y: Any) -> Subject:
+    return J._subject(X, y)
 
 
 def _rows(shapes: Sequence[Size]) -> Size:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -14,12 +13,15 @@ from torch.func import jvp, vjp
 
 from curvop.curvature import nested
 from curvop.curvature.columns import leading, trailing
+from curvop.curvature.composed import with_its_kernels
+from curvop.curvature.differentiation import first_that_works, is_refusal
 from curvop.curvature.keeping import Effort, Piece, held, merged, noted, storages
 from curvop.curvature.kept_graph import KeptGraph
-from curvop.curvature.linearization import refuse_if_changed, versions
+from curvop.curvature.linearization import refuse_if_changed, versions, warn_not_kept
 from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.replay import Replay
 from curvop.curvature.surroundings import surroundings
+from curvop.curvature.symmetry import check_columns
 from curvop.curvature.tracing import record
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator
@@ -27,6 +29,9 @@ from curvop.operators.layout import Blocks
 
 if TYPE_CHECKING:
     from curvop.curvature.jacobian import JacobianLinearOperator
+
+
+_Form = Literal["recorded", "graphs", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class LinearizedJacobianLinearOperator(LinearOperator):
         J: JacobianLinearOperator,
         batches: Sequence[Batch],
         nbytes: int,
-        form: Literal["recorded", "graphs"],
+        form: _Form,
         seconds: float,
         compile_seconds: float,
     ) -> None:
@@ -75,7 +80,7 @@ class LinearizedJacobianLinearOperator(LinearOperator):
 
     @property
     def form(self) -> str:
-        """What is kept: ``"recorded"`` or ``"graphs"``."""
+        """What is kept: ``"recorded"`` or ``"graphs"``; nothing if ``"scratch"``."""
         return self._form
 
     @property
@@ -120,29 +125,36 @@ def linearize(
     """Implements :meth:`JacobianLinearOperator.linearize`."""
     effort = Effort.asked_for(memory_budget, num_products, batch_size, compile)
     start = time.perf_counter()
+    J = with_its_kernels(J)
     with surroundings(J._data):
         inputs = [X for X, _ in J._data.batches("linearize")]
+        right = _products(J, inputs)
+
+        def result(
+            form: _Form, batches: Sequence[Batch], nbytes: int, compiling: float
+        ) -> LinearizedJacobianLinearOperator:
+            seconds = time.perf_counter() - start
+            L = LinearizedJacobianLinearOperator(
+                J, batches, nbytes, form, seconds, compiling
+            )
+            _verify(L, J, right)
+            return L
+
         if effort.compiler or (effort.pays_recording and J._parameters.functional):
             try:
-                batches, nbytes, compile_seconds = _recorded(J, inputs, effort)
-                seconds = time.perf_counter() - start
-                result = LinearizedJacobianLinearOperator(
-                    J, batches, nbytes, "recorded", seconds, compile_seconds
-                )
-                _verify(result, J)
-                return result
+                return result("recorded", *_recorded(J, inputs, effort))
             except Exception as error:
-                if effort.compiler:
+                if effort.compiler or not is_refusal(error):
                     raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                warnings.warn(
-                    f"The product cannot be recorded ({reason}). The linearised operator "
-                    "keeps autograd's graphs instead.",
-                    stacklevel=3,
-                )
-        batches, nbytes = _graphs(J, inputs, effort)
-    seconds = time.perf_counter() - start
-    return LinearizedJacobianLinearOperator(J, batches, nbytes, "graphs", seconds, 0.0)
+                warn_not_kept("recorded", error)
+        try:
+            return result("graphs", *_graphs(J, inputs, effort), 0.0)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            if J.relative_error is None:
+                warn_not_kept("graphs", error)
+        return result("scratch", _scratch(J, inputs), 0, 0.0)
 
 
 def _recorded(
@@ -259,18 +271,60 @@ def _once(J: JacobianLinearOperator, X: Any, kept: KeptGraph | None, V: Blocks) 
     return way.product(lambda: way.jvp(f, J._parameters, V, J._chunk_size))
 
 
-def _verify(L: LinearizedJacobianLinearOperator, J: JacobianLinearOperator) -> None:
-    """Both products must agree with the operator's own.
+def _scratch(J: JacobianLinearOperator, inputs: Sequence[Any]) -> list[Batch]:
+    """The operator's own products, with nothing kept."""
+
+    def batch(X: Any) -> Batch:
+        rows = J._predicted(X, None).numel()
+
+        def push(V: Blocks) -> Tensor:
+            with surroundings(J._data):
+                ways = J._ways
+                return first_that_works(ways, lambda way: J._push_batch(way, X, V))[
+                    1
+                ].flatten(1)
+
+        def pull(U: Tensor) -> Blocks:
+            with surroundings(J._data):
+                ways = J._ways
+                return first_that_works(ways, lambda way: J._pull_batch(way, X, U)[0])[1]
+
+        return Batch(push, pull, rows)
+
+    return [batch(X) for X in inputs]
+
+
+def _products(J: JacobianLinearOperator, inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """The operator's own products with a probe, by one pass over these inputs."""
+    batches = _scratch(J, inputs)
+    v = probe([p.detach()[None] for p in J._parameters.tensors])
+    (u,) = probe([torch.empty(J.shape[0], dtype=J.dtype, device=J.device)])
+    Jv = torch.cat([batch.push(v) for batch in batches], 1)[0]
+    parts = u.split([batch.rows for batch in batches])
+    Jtu = [batch.pull(part[None]) for batch, part in zip(batches, parts, strict=True)]
+    return Jv, torch.cat([torch.stack(b).sum(0).flatten() for b in zip(*Jtu, strict=True)])
+
+
+def _verify(
+    L: LinearizedJacobianLinearOperator,
+    J: JacobianLinearOperator,
+    right: tuple[Tensor, Tensor],
+) -> None:
+    """Both products must be the operator's own, of one column and of two.
 
     Raises:
-        RuntimeError: If one does not.
+        RuntimeError: If one is not.
     """
-    for A, B in ((L, J), (L.T, J.T)):
-        (v,) = probe([torch.empty(A.shape[1], dtype=J.dtype, device=J.device)])
-        right = B @ v
-        error = float((A @ v - right).abs().max()) / max(float(right.abs().max()), 1e-300)
-        if not error <= tolerance(J.dtype):
+    v = torch.cat([b.flatten() for b in probe([p.detach() for p in J._parameters.tensors])])
+    (u,) = probe([right[0]])
+    rounding = max(tolerance(J.dtype), 10 * (J.relative_error or 0.0))
+    for A, w, Aw in ((L, v.to(J.dtype), right[0]), (L.T, u.to(J.dtype), right[1])):
+        scale = max(float(Aw.abs().max()), 1e-300)
+        one, two = A @ w, A @ torch.stack([w, 2 * w], 1)
+        error = float((one - Aw).abs().max()) / scale
+        if not error <= rounding:
             raise RuntimeError(
                 f"the linearised product is off by {error:.1e} relative: its batches "
                 "cannot be merged or its graph not be recorded"
             )
+        check_columns([one[None]], [two.T], 4 * rounding)

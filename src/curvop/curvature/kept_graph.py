@@ -143,6 +143,13 @@ def _graph_piece(op: CurvatureLinearOperator, X: Any, y: Any, kept: KeptGraph) -
 def _scratch_piece(op: CurvatureLinearOperator, X: Any, y: Any) -> Piece:
     def piece(V: Blocks) -> Blocks:
         with surroundings(op._data):
-            return op._matmat_blocks(X, y, V)[0]
+            return op._matmat_one(X, y, V)[1][0]
 
     return piece
+
+
+def scratch(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, effort: Effort
+) -> Kept:
+    """The operator's own products, with nothing kept."""
+    return Kept([_scratch_piece(op, X, y) for X, y in batches], 0)

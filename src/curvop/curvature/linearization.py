@@ -12,15 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature.columns import leading, sized, trailing
+from curvop.curvature.composed import with_its_kernels
+from curvop.curvature.differentiation import first_line, is_refusal
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.factored import factored
 from curvop.curvature.keeping import Effort, Kept, Piece
-from curvop.curvature.kept_graph import graphs
+from curvop.curvature.kept_graph import graphs, scratch
 from curvop.curvature.merging import Batch
-from curvop.curvature.probing import probe, tolerance
+from curvop.curvature.probing import probe, refuse_not_finite, tolerance
 from curvop.curvature.recorded import recorded
 from curvop.curvature.rows import rows
 from curvop.curvature.surroundings import surroundings
+from curvop.curvature.symmetry import check_columns
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
 
 Derivation = Callable[..., Kept]
-Form = Literal["rows", "factored", "recorded", "graphs"]
+Form = Literal["rows", "factored", "recorded", "graphs", "scratch"]
 
 
 @final
@@ -72,6 +75,7 @@ class LinearizedLinearOperator(LinearOperator):
         ``"rows"``: the rows of the Jacobian. ``"factored"``: inputs and derivatives of
         each linear layer, whose products they are. ``"recorded"``: the part of the
         product that depends on parameters and data only. ``"graphs"``: autograd's.
+        ``"scratch"``: nothing, where no form gives the right product.
         """
         return self._form
 
@@ -106,6 +110,7 @@ class LinearizedLinearOperator(LinearOperator):
         with failing_together(size, group, self.dtype, self.device):
             sums = _sum((piece(V) for piece in bar), V, self.dtype)
         sums = all_reduce(sums, group, same=V)
+        refuse_not_finite(sums, V, self._op._parameters.names)
         return trailing([b.div_(self._Z).to(self.dtype) for b in sums])
 
     def _transpose(self) -> LinearOperator:
@@ -128,6 +133,7 @@ def linearize(
         with failing_together(2, op._process_group, op.dtype, op.device):
             batches = list(op._data.batches("linearize"))
             local, op = op._sum_over(batches, v)
+            op = with_its_kernels(op)
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
         # whatever the form: its first product must be the one just computed
         form, kept = _first_form(op, batches, v, effort, local[:-2])
@@ -144,7 +150,8 @@ def _first_form(
 ) -> tuple[Form, Kept]:
     """The cheapest form that the curvature has and that gives the right product."""
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
-    forms: dict[Form, Derivation] = {"graphs": graphs}
+    rounding = max(rounding, 10 * (op.relative_error or 0.0))
+    forms: dict[Form, Derivation] = {"graphs": graphs, "scratch": scratch}
     if effort.pays_recording and op._parameters.functional:
         forms = {"rows": rows, "factored": factored, "recorded": recorded, **forms}
     if effort.compiler is not None:
@@ -155,17 +162,28 @@ def _first_form(
             _verify(kept.pieces, v, right, rounding)
             return form, kept
         except Exception as error:
-            if len(forms) == 1 or form == "graphs":
+            if len(forms) == 1 or form == "scratch":
                 raise
-            if form != "recorded":
+            if form in ("rows", "factored"):
                 continue  # a matter of speed only
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(
-                f"The product cannot be recorded ({reason}). The linearised operator "
-                "keeps autograd's graphs instead.",
-                stacklevel=4,
-            )
+            if not is_refusal(error):
+                raise
+            if form == "recorded" or op.relative_error is None:
+                warn_not_kept(form, error)
     raise AssertionError  # the last form returns or raises
+
+
+def warn_not_kept(form: Form, error: Exception) -> None:
+    """Say why a form does not do, and what is kept instead."""
+    what = {
+        "recorded": ("The product cannot be recorded", "keeps autograd's graphs instead"),
+        "graphs": ("Autograd's graphs do not do", "keeps nothing"),
+    }
+    refused, instead = what[form]
+    warnings.warn(
+        f"{refused} ({first_line(error)}). The linearised operator {instead}.",
+        stacklevel=5,
+    )
 
 
 def _verify(
@@ -174,7 +192,7 @@ def _verify(
     """The first product must agree with the operator's own.
 
     Raises:
-        RuntimeError: If it does not.
+        RuntimeError: If it does not, or that of several columns.
     """
     dtype = right[0].dtype
     got = _sum((piece(v) for piece in pieces), v, dtype)
@@ -185,6 +203,9 @@ def _verify(
             f"the linearised product is off by {error / scale:.1e} relative: its batches "
             "cannot be merged or its graph not be recorded"
         )
+    if pieces:
+        one, two = pieces[0](v), pieces[0]([torch.cat([b, 2 * b]) for b in v])
+        check_columns(one, two, 4 * rounding)
 
 
 def _sum(parts: Any, V: Blocks, dtype: torch.dtype) -> list[Tensor]:

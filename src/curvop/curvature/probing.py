@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,24 @@ def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
     scale = torch.maximum(a.abs().max(), b.abs().max())
     rounding = tolerance(a.dtype) if rounding is None else rounding
     return bool((a - b).abs().max() > rounding * scale)
+
+
+def refuse_not_finite(product: Blocks, V: Blocks, names: Sequence[str] | None) -> None:
+    """Refuse a product with NaN or infinite entries, where the vector had none.
+
+    Raises:
+        ValueError: If there is one, with the parameter that it belongs to.
+    """
+    bad = not_finite(product)
+    if bad is None or not_finite(V) is not None:
+        return
+    where = f"block {bad}" if names is None else f"parameter {names[bad]!r}"
+    raise ValueError(
+        f"The product is not finite in {where}: a derivative does not exist there, or "
+        "overflows. Look for the square root, power, norm or logarithm of zero."
+    )
+
+
+def not_finite(blocks: Blocks) -> int | None:
+    """The first block with an entry that is not finite."""
+    return next((i for i, b in enumerate(blocks) if not bool(b.isfinite().all())), None)

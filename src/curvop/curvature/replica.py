@@ -1,21 +1,29 @@
-"""A copy of model, loss and batch, in double precision: its parameters may be moved."""
+"""A problem in double precision: of a closure a copy, whose parameters may be moved."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CellType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from curvop.curvature import nested
-from curvop.curvature.parameters import Parameters, constant, unwrapped
+from curvop.curvature.losses import Loss, as_loss
+from curvop.curvature.parameters import (
+    Parameters,
+    as_parameters,
+    constant,
+    in_double,
+    unwrapped,
+)
 from curvop.curvature.substitution import (
     Slot,
     buffer_slots,
@@ -24,8 +32,132 @@ from curvop.curvature.substitution import (
     parameter_slots,
 )
 
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+    from curvop.curvature.jacobian import JacobianLinearOperator
+
+    AnyOperator = TypeVar("AnyOperator", CurvatureLinearOperator, JacobianLinearOperator)
+
+Value = TypeVar("Value")
 VECTORS = 10  # of the size of the parameters, that a reference takes: leaves, products, …
 SHARE = 0.5  # of the memory that is free, to be taken at most
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user handed in.
+
+    Attributes:
+        model: The model.
+        loss: The loss, where there is one.
+        reduction: What was said of the loss.
+    """
+
+    model: Any
+    loss: Any = None
+    reduction: Any = None
+
+
+def doubled(op: AnyOperator, X: Any, y: Any) -> tuple[AnyOperator, Any, Any]:
+    """The operator and a batch, in double precision.
+
+    Nothing of the user's is touched: parameters and buffers are converted as they are
+    used, and of a closure the tensors that it refers to are copied.
+
+    Raises:
+        MemoryError: If there is too little memory.
+        RuntimeError: If a copy predicts something else, or with other parameters.
+    """
+    at, given = op._parameters, op._given
+    if all(p.dtype == torch.float64 for p in at.tensors):
+        return op, X, y
+    check_memory(at)
+    model, loss = given.model, given.loss
+    inputs, targets = (nested.map_tensors(in_double, part) for part in (X, y))
+    if at.doubled is not None:
+        parameters = at.doubled()
+        loss = _cast(loss)
+    else:
+        made = replica(model, loss, list(at.tensors), at, (X, y))
+        parameters, loss = as_parameters(made.model, made.params), made.loss
+    parameters = replace(parameters, model=_within(parameters.model))
+    fields = {"_parameters": parameters, "_dtype": torch.float64}
+    if loss is not None:
+        fields["_loss"] = _all_double(as_loss(loss, given.reduction))
+    return op._with(**fields), inputs, targets
+
+
+def _all_double(loss: Loss) -> Loss:
+    return replace(
+        loss,
+        total=_within(loss.total),
+        terms=None if loss.terms is None else _within(loss.terms),
+        divisor=_within(loss.divisor),
+    )
+
+
+def _cast(loss: Any) -> Any:
+    """A loss with its weights in double precision."""
+    if isinstance(loss, nn.Module):
+        return copy.deepcopy(loss).double()
+    if isinstance(loss, functools.partial):
+        args = [nested.map_tensors(in_double, a) for a in loss.args]
+        keywords = {k: nested.map_tensors(in_double, a) for k, a in loss.keywords.items()}
+        return functools.partial(loss.func, *args, **keywords)
+    return loss
+
+
+def _within(f: Callable[..., Value]) -> Callable[..., Value]:
+    def evaluate(*args: Any) -> Value:
+        with InDouble():
+            return f(*args)
+
+    return evaluate
+
+
+class InDouble(TorchFunctionMode):
+    """Within this context what asks for less precise numbers gets double ones.
+
+    A model may name a type (``x.float()``), or keep a constant of its own.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call with double numbers."""
+        kwargs = kwargs or {}
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            return args[0].double()
+        if any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+            args = [_wide(a) for a in args]
+            kwargs = {key: _wide(a) for key, a in kwargs.items()}
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:  # of two types
+            tensors = list(nested.tensors((args, kwargs)))
+            if all(t is in_double(t) for t in tensors):
+                raise
+            args, kwargs = (nested.map_tensors(in_double, a) for a in (args, kwargs))
+            return func(*args, **kwargs)
+
+
+def _wide(a: Any) -> Any:
+    is_real = isinstance(a, torch.dtype) and a.is_floating_point
+    return torch.float64 if is_real else a
+
+
+def check_memory(parameters: Parameters) -> None:
+    """Whether a problem in double precision fits.
+
+    Raises:
+        MemoryError: If it does not.
+    """
+    needed = VECTORS * 8 * sum(p.numel() for p in parameters.tensors)
+    free = _free_bytes(parameters.device)
+    if free is not None and needed > SHARE * free:
+        raise MemoryError(
+            f"it would take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,12 +208,7 @@ def replica(
         MemoryError: If there is too little memory for a copy.
         RuntimeError: If the copy predicts something else, or with other parameters.
     """
-    needed = VECTORS * dtype.itemsize * sum(p.numel() for p in parameters.tensors)
-    free = _free_bytes(parameters.device)
-    if free is not None and needed > SHARE * free:
-        raise MemoryError(
-            f"it would take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-        )
+    check_memory(parameters)
 
     def cast(t: Tensor) -> Tensor:
         t = constant(t).clone()

@@ -35,7 +35,7 @@ def loss_and_gradient(op: CurvatureLinearOperator) -> tuple[float, Tensor]:
     They may be infinite or ``nan``, as while a training diverges.
     """
     with surroundings(op._data):
-        (*blocks, loss, share), _ = gradient_over_data(op)
+        *blocks, loss, share = gradient_over_data(op)
         Z = total_divisor(op._loss.reduction, share)
         gradient = torch.cat([b.reshape(-1) for b in blocks]) / Z
     return float(loss / Z), gradient.to(op.dtype)

@@ -1,10 +1,11 @@
-"""The symmetry check: forward and reverse mode must belong to one function."""
+"""Symmetry checks: products of all modes and columns must belong to one matrix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from curvop.curvature.differentiation import WrongDerivativeError
 from curvop.curvature.probing import tolerance
 from curvop.operators.layout import Blocks
 
@@ -17,14 +18,49 @@ def check_symmetric(V: Blocks, AV: Blocks) -> None:
         AV: Their products.
 
     Raises:
-        RuntimeError: If they differ by more than rounding.
+        WrongDerivativeError: If they differ by more than rounding.
     """
     (u, v), (Au, Av) = _columns(V), _columns(AV)
     rounding = tolerance(*(b.dtype for b in AV))
     scale = u.norm() * Av.norm() + v.norm() * Au.norm()
     # what is not finite compares as false: it is told of where the loss is looked at
     if bool((u @ Av - v @ Au).abs() > rounding * scale):
-        raise RuntimeError("its forward and reverse mode disagree: <u, Av> is not <v, Au>")
+        raise WrongDerivativeError(
+            "its forward and reverse mode disagree: <u, Av> is not <v, Au>"
+        )
+
+
+def check_adjoint(V: Blocks, JV: Blocks, U: Blocks, JtU: Blocks) -> None:
+    """Compare ``⟨u, J v⟩`` with ``⟨Jᵀ u, v⟩`` for each of two columns.
+
+    Raises:
+        WrongDerivativeError: If they differ by more than rounding.
+    """
+    v, Jv, u, Jtu = (_columns(blocks) for blocks in (V, JV, U, JtU))
+    rounding = tolerance(*(b.dtype for b in (*JV, *JtU)))
+    scale = u.norm(dim=1) * Jv.norm(dim=1) + Jtu.norm(dim=1) * v.norm(dim=1)
+    if bool((((u * Jv).sum(1) - (Jtu * v).sum(1)).abs() > rounding * scale).any()):
+        raise WrongDerivativeError(
+            "its forward and reverse mode disagree: <u, Jv> is not <Jᵀu, v>"
+        )
+
+
+def check_columns(one: Blocks, more: Blocks, rounding: float) -> None:
+    """Compare the product of one column with the first of several at once.
+
+    Those take another path where columns are vectorised.
+
+    Args:
+        one: The product, ``[1, *m_i]``.
+        more: That of several columns, ``[K, *m_i]``.
+        rounding: Relative difference that is none.
+
+    Raises:
+        WrongDerivativeError: If they differ.
+    """
+    (a,), b = _columns(one), _columns(more)
+    if not float((a - b[0]).norm()) <= rounding * max(float(a.norm()), float(b.norm())):
+        raise WrongDerivativeError("several columns at once give another product than one")
 
 
 def _columns(V: Blocks) -> Tensor:

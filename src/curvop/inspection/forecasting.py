@@ -53,7 +53,7 @@ def choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
             op = build([sample.batch], check_deterministic=True)
     except Exception as error:
         return Forecast(matrix, reason=f"{type(error).__name__}: {first_line(error)}")
-    return Forecast(matrix, way={"torch.func": "func"}.get(op._ways[0].name, "backpack"))
+    return Forecast(matrix, way=op.differentiation)
 
 
 def estimate(

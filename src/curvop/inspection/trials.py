@@ -125,7 +125,7 @@ def _noise(op: CurvatureLinearOperator, A: LinearOperator, v: Tensor) -> float:
     if A is op:
         V = blocks(op, v)
         with surroundings(op._data):
-            sums = [op._sum_over_batches(V)[: len(V)] for _ in range(2)]
+            sums = [op._sum_over_all(V)[0][: len(V)] for _ in range(2)]
         first, second = (torch.cat([b.reshape(-1) for b in s]).double() for s in sums)
     else:
         first, second = ((A @ v).double() for _ in range(2))

@@ -23,9 +23,9 @@ def check(op: CurvatureLinearOperator) -> None:
         ValueError: If the loss is not finite, or the data does not fit.
     """
     with surroundings(op._data):
-        first, _ = gradient_over_data(op)
+        first = gradient_over_data(op)
         op._divisor(*first[-2:])
-        second, _ = gradient_over_data(op)
+        second = gradient_over_data(op)
         rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
         if any(differences(first, second, rounding)):
             check_deterministic(op)  # a gradient may be nothing but rounding: products tell

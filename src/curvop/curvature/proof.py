@@ -1,0 +1,331 @@
+"""The proof: each way to differentiate, compared with differences of first derivatives.
+
+Training itself relies on first derivatives. Second ones are what hand-written rules get
+wrong in silence: a way is taken when its product with a probe is that of
+:class:`Differences`, which needs no other, in double precision on a few data.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from curvop.curvature import nested
+from curvop.curvature.culprit import Kind, culprit
+from curvop.curvature.differences import Differences, InaccurateError
+from curvop.curvature.differentiation import (
+    CALLED,
+    DOES,
+    Aux,
+    Differentiable,
+    Differentiation,
+    Outputs,
+    Way,
+    WrongDerivativeError,
+    first_line,
+    first_that_works,
+    only_tensor,
+)
+from curvop.curvature.graph import gradient
+from curvop.curvature.parameters import Parameters, constant
+from curvop.curvature.probing import probe
+from curvop.curvature.randomness import preserved
+from curvop.curvature.replica import doubled
+from curvop.curvature.symmetry import check_columns, check_symmetric
+from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+    from curvop.curvature.jacobian import JacobianLinearOperator
+
+FEW = 4  # data that a way is proven on
+# Relative error that is none: in double precision, and where rounding is all there is.
+EXACT = 1e-6
+ROUNDED = {torch.float64: EXACT, torch.float32: 1e-3}
+ROUGH = 0.1  # in half precision
+SMALL = 1e-3  # times what a product is of the order of: below, rounding shows
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What is known of the products of an operator.
+
+    Attributes:
+        differentiation: The way that the operator differentiates.
+        error: Relative error of its product with a probe, measured against differences of
+            first derivatives; of differences, their own estimate.
+        doubt: Why it is not proven; ``None`` where it is.
+    """
+
+    differentiation: Way
+    error: float | None = None
+    doubt: str | None = None
+
+    def __str__(self) -> str:
+        """``proven to 3e-10``, or ``not proven: why``."""
+        if self.doubt is not None:
+            return f"not proven: {self.doubt}"
+        return f"proven to {self.error:.0e}"
+
+
+UNCHECKED = "built with check_deterministic=False"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is proven: a matrix of one batch.
+
+    Attributes:
+        at: The parameters.
+        multiply: ``(way, columns) ->`` the product in this way, ``[K, *m_i]``.
+        check: Tells whether several columns belong to one matrix, or raises.
+        risk: A scalar function of the parameters whose derivatives the matrix is made of.
+        kinds: Of which kind those are.
+        doubled: The same in double precision.
+    """
+
+    at: Parameters
+    multiply: Callable[[Differentiation, Blocks], Blocks]
+    check: Callable[[Differentiation, Blocks, Blocks], None]
+    risk: Differentiable
+    kinds: tuple[Kind, ...]
+    doubled: Callable[[], Subject]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The least precise type of a parameter."""
+        dtypes = {p.dtype for p in self.at.tensors}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def slope(self, at: Parameters) -> Blocks:
+        """The gradient of the risk: a first derivative."""
+        with torch.enable_grad(), at.leaves() as params:
+            return gradient(only_tensor(self.risk(params)[0]), params, create_graph=False)
+
+    def value(self, at: Parameters) -> Blocks:
+        """The risk."""
+        with torch.no_grad():
+            return [only_tensor(self.risk([constant(p) for p in at.tensors])[0])]
+
+
+def subject(op: CurvatureLinearOperator, X: Any, y: Any) -> Subject:
+    """A curvature matrix of one batch."""
+
+    def multiply(way: Differentiation, V: Blocks) -> Blocks:
+        with preserved(op.device):
+            bound = op._with(_ways=(way,), _chunk_size=op._columns_per_pass(X))
+            return bound._matmat_blocks(X, y, V)[0]
+
+    def risk(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+        return (op._loss.total(op._predict(params, X), y),), ()
+
+    return Subject(
+        op._parameters,
+        multiply,
+        lambda _, V, AV: check_symmetric(V, AV),
+        risk,
+        op._derivatives,
+        lambda: subject(*doubled(op, X, y)),
+    )
+
+
+def two_columns(op: CurvatureLinearOperator | JacobianLinearOperator) -> Blocks:
+    """What to prove with, ``[2, *n_i]``."""
+    V = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
+    return [v.to(op._dtype) for v in V]
+
+
+def few(batch: tuple[Any, Any], risk: Callable[[Any, Any], object]) -> tuple[Any, Any]:
+    """The first data of a batch, or all of it where they are not a batch by themselves.
+
+    Args:
+        batch: The batch.
+        risk: What must be possible with them; what it raises is then the batch's.
+    """
+    sizes = {t.shape[0] if t.ndim else 0 for t in nested.tensors(batch)}
+    if len(sizes) != 1 or sizes.pop() <= FEW:
+        return batch
+    X, y = (nested.map_tensors(lambda t: t[:FEW].clone(), part) for part in batch)
+    try:
+        risk(X, y)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+        return batch
+    return X, y
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The product with the first column of a probe, by differences.
+
+    Attributes:
+        subject: What was multiplied.
+        product: The product.
+        error: Its relative error, as estimated by itself.
+        order: What it is of the order of.
+    """
+
+    subject: Subject
+    product: Blocks
+    error: float
+    order: float
+
+    def distance(self, product: Blocks) -> float:
+        """Relative difference of another product."""
+        off = norm([a.to(b) - b for a, b in zip(product, self.product, strict=True)])
+        scale = max(norm(self.product), SMALL * self.order)
+        return off / scale if scale else (math.inf if off else 0.0)
+
+
+def prove(
+    ways: tuple[Differentiation, ...], subject: Subject, V: Blocks
+) -> tuple[tuple[Differentiation, ...], Proof]:
+    """Take the first way whose products are right.
+
+    Args:
+        ways: What to try, in this order.
+        subject: What to multiply.
+        V: A probe of two columns, ``[2, *n_i]``.
+
+    Returns:
+        The ways that remain, and what is known of the first.
+
+    Raises:
+        WrongDerivativeError: If each way gives wrong products, or none.
+    """
+
+    @functools.cache
+    def truth() -> Truth | str:
+        return _truth(subject, V)
+
+    def attempt(way: Differentiation) -> Proof:
+        called = CALLED[way.name]
+        if isinstance(way, Differences):
+            found = truth()
+            if isinstance(found, str):
+                raise InaccurateError(found)
+            way.error = max(way.error, found.error)
+            return Proof(called, found.error)
+        product = _product(way, subject, V)
+        found = truth()
+        if isinstance(found, str):
+            return Proof(called, doubt=found)
+        off = found.distance([b[:1] for b in product])
+        if off <= ROUNDED.get(subject.dtype, ROUGH) + 10 * found.error:
+            return Proof(called, off)
+        return _judged(way, called, found, V, off)
+
+    def say(way: Differentiation, error: Exception) -> str:
+        found, where = truth(), ""
+        if isinstance(error, WrongDerivativeError) and isinstance(found, Truth):
+            s = found.subject
+            where = culprit(way, s.risk, s.at, s.kinds)
+        return first_line(error) + (f", at fault is {where}" if where else "")
+
+    try:
+        return first_that_works(ways, attempt, say)
+    except WrongDerivativeError as error:
+        way = ways[0]
+        raise WrongDerivativeError(
+            f"{way.name} ({DOES[way.name]}) does not differentiate this model rightly: "
+            f"{say(way, error)}. {REMEDIES}"
+        ) from None
+
+
+REMEDIES = (
+    "Pass differentiation='differences', which needs first derivatives only; or compute "
+    "what is at fault from other functions of torch; or, of a custom function, mend the "
+    "derivative (its backward must be computed by torch, from saved tensors)."
+)
+
+
+def _product(way: Differentiation, subject: Subject, V: Blocks) -> Blocks:
+    """The product of both columns at once; one alone must be the same.
+
+    Raises:
+        WrongDerivativeError: If it is not, or something is not finite.
+    """
+    two = subject.multiply(way, V)
+    # one column takes another path where several are vectorised
+    is_looped = way.name == "backpack"
+    one = [b[:1] for b in two] if is_looped else subject.multiply(way, [v[:1] for v in V])
+    if not all(bool(b.isfinite().all()) for b in (*one, *two)):
+        raise WrongDerivativeError("its product with a probe is not finite")
+    check_columns(one, two, ROUNDED.get(subject.dtype, ROUGH))
+    subject.check(way, V, two)
+    return two
+
+
+def _judged(
+    way: Differentiation, called: Way, truth: Truth, V: Blocks, off: float
+) -> Proof:
+    """Of a product that is not the true one: rounded, of another function, or wrong.
+
+    Raises:
+        WrongDerivativeError: If it is wrong.
+    """
+    exact = off
+    if truth.subject.dtype is torch.float64:
+        v = [b[:1].double() for b in V]
+        exact = truth.distance(truth.subject.multiply(way, v))
+        if exact <= EXACT + 10 * truth.error:
+            doubt = None if off <= ROUGH else f"rounding makes {off:.0e} of a product"
+            return Proof(called, off, doubt)
+    if not _is_gradient(truth.subject):
+        return Proof(called, doubt="the gradient is not that of the loss")
+    raise WrongDerivativeError(
+        f"a product is off by {exact:.1g} relative to differences of first derivatives"
+    )
+
+
+def _truth(subject: Subject, V: Blocks) -> Truth | str:
+    """The product with the first column by differences, or why there is none."""
+    reason = ""
+    for precision in ("double", "own"):
+        try:
+            s = subject.doubled() if precision == "double" else subject
+            v = [b[:1].to(p) for b, p in zip(V, s.at.tensors, strict=True)]
+            differences = Differences()
+            product = s.multiply(differences, v)
+            order = norm(s.slope(s.at)) * norm(v) / (1 + norm(s.at.tensors))
+            return Truth(s, product, differences.error, order)
+        except InaccurateError as error:
+            return reason or str(error)
+        except MemoryError as error:
+            reason = reason or str(error)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = reason or f"no copy in double precision ({first_line(error)})"
+        if all(p.dtype == torch.float64 for p in subject.at.tensors):
+            break
+    return reason
+
+
+def _is_gradient(subject: Subject) -> bool:
+    """Whether the gradient is that of the risk: a model may stop gradients."""
+    g = subject.slope(subject.at)
+    length = norm(g)
+    if not length:
+        return True
+    # along the gradient, where it shows, and along all that it may leave out
+    (u,) = probe([torch.cat([b.flatten() for b in g])])
+    parts = u.split([b.numel() for b in g])
+    along = [
+        b[None] / length + w.view_as(b)[None] / u.norm()
+        for b, w in zip(g, parts, strict=True)
+    ]
+    try:
+        (found,) = Differences().derivative(subject.value, subject.at, along)
+    except InaccurateError:
+        return True
+    expected = sum(float((b * w).sum()) for b, w in zip(g, along, strict=True))
+    return abs(float(found) - expected) <= 1e-2 * length
+
+
+def norm(blocks: Sequence[Tensor]) -> float:
+    """Euclidean norm of all blocks together."""
+    return float(torch.stack([b.detach().double().norm() for b in blocks]).norm())
