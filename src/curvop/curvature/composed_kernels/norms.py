@@ -127,8 +127,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Any:
 
 
 def weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> Any:
-    """``g v / ‖v‖`` and ``‖v‖``."""
-    return weight_norm(v, g, dim), norm_except_dim(v, 2, dim)
+    """``g v / ‖v‖``, and ``‖v‖``, which is a constant to autograd."""
+    return weight_norm(v, g, dim), norm_except_dim(v, 2, dim).detach()
 
 
 def distance(difference: Tensor, p: float) -> Any:
