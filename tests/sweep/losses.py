@@ -109,7 +109,7 @@ class Adaptive(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(2, 4)
-        self.last = nn.AdaptiveLogSoftmaxWithLoss(4, 6, [2, 4])
+        self.last = nn.AdaptiveLogSoftmaxWithLoss(4, 6, [2, 4], div_value=2.0)
 
     def forward(self, X: Tensor) -> Tensor:
         return self.last.log_prob(self.first(X).tanh())

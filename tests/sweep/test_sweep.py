@@ -1,13 +1,21 @@
-"""Every layer and function of torch, in every way: products are right, or refused."""
+"""Every layer and function of torch, in every way: products are right, or refused.
+
+Each case is multiplied in the way that is chosen by default, and in one other form; those
+that are about the ways themselves in all of them. ``-m slow`` takes all forms of all cases.
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
-from torch import Tensor
+import pytest
+from torch import Tensor, nn
 
 from curvop import (
     GGNLinearOperator,
@@ -18,76 +26,120 @@ from curvop import (
 from tests.cases.problem import Problem
 from tests.comparing import error
 
-from . import functions
-from .truth import Truth, truth
+from . import custom, functions, layers, losses, special_values
+from .truth import COLUMNS, Truth, truth
 
 TOLERANCE = 1e-6  # what a way is proven to
 REFUSALS = (RuntimeError, NotImplementedError, ValueError)
-CASES = {case.name: case for case in functions.cases()}
 # What "auto" may refuse, and why.
 MAY_REFUSE: dict[str, str] = {}
-Multiply = Callable[[LinearOperator, Truth, int], tuple[Tensor, Tensor]]
+
+THEMES = (layers, functions, losses, custom, special_values)
+FOUND = [case for theme in THEMES for case in theme.cases()]
+CASES = {case.name: case for case in FOUND}
+ABOUT_WAYS = [case.name for theme in (custom, special_values) for case in theme.cases()]
+KINDS = ("hessian", "ggn", "jacobian")
+FORMS = [
+    *(
+        (way, "plain", kind)
+        for kind in KINDS
+        for way in ("func", "backpack", "differences")
+    ),
+]
+LINEARIZED = list(CASES)[::12]  # recording takes most of a second
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def solved(name: str) -> tuple[Problem, Truth]:
     """The problem, and its products by differences."""
     case = CASES[name]
-    return case.build(), truth((case.reference or case.build)())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of the functions swept
+        return case.build(), truth((case.reference or case.build)())
 
 
-def curvature(A: LinearOperator, t: Truth, K: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Products of the Hessian or of the GGN with those that are true."""
-    true = t.hessian if isinstance(A, HessianLinearOperator) else t.ggn
-    yield A @ t.V[:, :K], true[:, :K]
+def operator(problem: Problem, kind: str, way: str, form: str) -> LinearOperator:
+    """The operator of this kind."""
+    model, params, data = problem.model, problem.params, problem.data
+    options: dict[str, Any] = {"differentiation": way, **problem.options}
+    A: Any
+    if kind == "hessian":
+        A = HessianLinearOperator(model, problem.loss, params, data, **options)
+    elif kind == "ggn":
+        A = GGNLinearOperator(model, problem.loss, params, data, **options)
+    else:
+        A = JacobianLinearOperator(model, params, data, differentiation=way)
+    return A if form == "plain" else A.linearize()
 
 
-class Refused(Exception):  # noqa: N818
-    """An operator says that it cannot."""
+def products(A: LinearOperator, kind: str, t: Truth) -> Iterator[tuple[Tensor, Tensor]]:
+    """Products of several columns and of one, and what they should be."""
+    expected = {"hessian": t.hessian, "ggn": t.ggn, "jacobian": t.jacobian}[kind]
+    for K in (COLUMNS, 1):
+        yield A @ t.V[:, :K], expected[:, :K]
+        if kind == "jacobian":
+            yield A.T @ t.U[:, :K], t.transposed[:, :K]
 
 
-def matrices(problem: Problem, t: Truth, way: str) -> Iterator[tuple[str, Callable]]:
-    """What builds each operator, with its true products."""
-    data, params = problem.data, problem.params
-    options = {"differentiation": way}
-    risk = (problem.model, problem.loss, params, data)
-
-    def hessian() -> LinearOperator:
-        return HessianLinearOperator(*risk, **options, **problem.options)
-
-    def ggn() -> LinearOperator:
-        return GGNLinearOperator(*risk, **options, **problem.options)
-
-    def jacobian() -> LinearOperator:
-        return JacobianLinearOperator(problem.model, params, data, **options)
-
-    yield "hessian", hessian, ((lambda A: A), t.V, t.hessian)
-    yield "ggn", ggn, ((lambda A: A), t.V, t.ggn)
-    yield "jacobian", jacobian, ((lambda A: A), t.V, t.jacobian)
-
-
-def errors(name: str, way: str, forms: tuple[str, ...]) -> dict[str, float | str]:
-    """Relative errors of all products, or what was said instead."""
+def refusal(name: str, way: str, form: str, kind: str) -> str | None:
+    """Check products, unless they are refused: then what is said."""
     problem, t = solved(name)
-    found: dict[str, float | str] = {}
-    for kind, build, (_, M, true) in matrices(problem, t, way):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a change of the way is announced by one
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                A = build()
-        except REFUSALS as e:
-            found[kind] = str(e).split("\n")[0]
-            continue
-        for form, K in itertools.product(forms, (3, 1)):
-            label = f"{kind} {form} {K}"
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    B = A if form == "plain" else A.linearize()
-                    found[label] = error(B @ M[:, :K], true[:, :K])
-                    if kind == "jacobian":
-                        got = B.T @ t.U[:, :K]
-                        found[label + " transposed"] = error(got, t.transposed[:, :K])
-            except REFUSALS as e:
-                found[label] = str(e).split("\n")[0]
-    return found
+            A = operator(problem, kind, way, form)
+            pairs = list(products(A, kind, t))
+        except REFUSALS as said:
+            return str(said)
+    worst = max(error(got, expected) for got, expected in pairs)
+    assert worst <= TOLERANCE, f"{kind} of {name} ({way}, {form}): off by {worst:.1e}"
+    return None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_by_default(name: str) -> None:
+    for kind in KINDS:
+        said = refusal(name, "auto", "plain", kind)
+        assert said is None or name in MAY_REFUSE, said
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_ways(name: str) -> None:
+    one = list(CASES).index(name) % len(FORMS)
+    for form in FORMS if name in ABOUT_WAYS else FORMS[one : one + 1]:
+        refusal(name, *form)
+
+
+@pytest.mark.parametrize("name", LINEARIZED)
+def test_linearized(name: str) -> None:
+    said = refusal(name, "auto", "linearized", KINDS[LINEARIZED.index(name) % 3])
+    assert said is None or name in MAY_REFUSE, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_all_forms(name: str) -> None:
+    for way, form, kind in itertools.product(
+        ("auto", "func", "backpack", "differences"), ("plain", "linearized"), KINDS
+    ):
+        refusal(name, way, form, kind)
+
+
+def test_names_are_unique() -> None:
+    assert Counter(case.name for case in FOUND).most_common(1)[0][1] == 1
+    assert len(FOUND) >= 300
+
+
+def test_all_layers_are_swept() -> None:
+    """A layer that a new version of torch brings is swept, or it is said why not."""
+    public = {
+        name
+        for name, value in vars(nn).items()
+        if inspect.isclass(value) and issubclass(value, nn.Module)
+    }
+    swept = {name.split()[0].removeprefix("nn.") for name in CASES}
+    assert public - swept == set(layers.NOT_SWEPT) & public
+
+
+def test_what_may_be_refused_is_swept() -> None:
+    assert set(MAY_REFUSE) <= set(CASES)
