@@ -128,6 +128,31 @@ def test_logaddexp(function: Any) -> None:
     check(lambda x: function(x, torch.full_like(x, -torch.inf)))
 
 
+def test_logcumsumexp() -> None:
+    check(lambda x: torch.logcumsumexp(x, 1))
+    check(lambda x: (50 * x).logcumsumexp(dim=-2))
+
+
+def test_rrelu() -> None:
+    check(F.rrelu)
+    check(lambda x: nn.RReLU(0.1, 0.5, inplace=True).eval()(2 * x))
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
+@pytest.mark.parametrize("include_self", [False, True])
+def test_scatter_and_index_reduce(include_self: bool) -> None:
+    option = {"include_self": include_self}
+    where, rows = torch.tensor([[0, 1, 1], [1, 0, 1]]), torch.tensor([0, 2, 2])
+    for dim in (0, -1):
+        check(
+            lambda x, d=dim: x.scatter_reduce(d, where, x[:2, :3].sin(), "prod", **option)
+        )
+        args = dim, where, X[:2, :3], "sum"
+        check(lambda x, a=args: torch.scatter_reduce(x, *a, **option))
+    for reduce in ("prod", "mean", "amax", "amin"):
+        check(lambda x, r=reduce: x.index_reduce(0, rows, x[:3].sin(), r, **option))
+
+
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, torch.inf])
 def test_norms(p: float) -> None:
     for holes in (torch.ones_like(HOLES), HOLES):
@@ -296,6 +321,20 @@ def test_cholesky() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch.cholesky is deprecated
             check(lambda x, u=upper: torch.cholesky(definite(x), u), A)
+
+
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
+def test_triangular_solve() -> None:
+    A = random(2, 3, 3, seed=7)
+    b = random(3, 2, seed=8)
+    for options in itertools.product((False, True), repeat=3):
+
+        def f(A: Tensor, options: Any = options) -> Tensor:
+            matrix = A + 3 * torch.eye(3).double()
+            x, copied = torch.triangular_solve(b * A[0, 0, 0], matrix, *options)
+            return torch.cat([x, copied], -1)
+
+        check(f, A)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])

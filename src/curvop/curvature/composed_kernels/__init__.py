@@ -18,7 +18,9 @@ from curvop.curvature.composed_kernels import (
     determinants,
     elementwise,
     factorizations,
+    logarithms,
     norms,
+    scattering,
     sparse,
 )
 
@@ -27,7 +29,9 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
     **determinants.COMPOSED,
     **elementwise.COMPOSED,
     **factorizations.COMPOSED,
+    **logarithms.COMPOSED,
     **norms.COMPOSED,
+    **scattering.COMPOSED,
     **sparse.COMPOSED,
     **composed_losses.COMPOSED,
 }

@@ -41,29 +41,24 @@ def sinc(input: Tensor, *, out: Tensor | None = None) -> Any:
     return torch.where(is_small, series, y.sin() / y)
 
 
-def logaddexp(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Any:
-    """``log(eᵃ + eᵇ)``; torch's second derivative is NaN where a and b are far apart."""
-    if out is not None or input.is_complex():
+def rrelu(
+    input: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Any:
+    """With the mean slope outside training; torch's kernel has no vmap."""
+    if training:
         return NotImplemented
-    return torch.stack(torch.broadcast_tensors(input, other)).logsumexp(0)
-
-
-def logaddexp2(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Any:
-    """``log₂(2ᵃ + 2ᵇ)``."""
-    if out is not None:
-        return NotImplemented
-    both = torch.stack(torch.broadcast_tensors(input, other))
-    return (math.log(2) * both).logsumexp(0) / math.log(2)
+    return F.leaky_relu(input, (lower + upper) / 2, inplace)
 
 
 COMPOSED: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: hardsigmoid,
     F.hardswish: hardswish,
+    F.rrelu: rrelu,
     torch.sinc: sinc,
     torch.special.sinc: sinc,
     Tensor.sinc: sinc,
-    torch.logaddexp: logaddexp,
-    Tensor.logaddexp: logaddexp,
-    torch.logaddexp2: logaddexp2,
-    Tensor.logaddexp2: logaddexp2,
 }

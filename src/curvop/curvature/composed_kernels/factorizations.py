@@ -1,4 +1,4 @@
-"""What torch's older names of factorisations compute, by the newer ones."""
+"""What torch's older names in linear algebra compute, by the newer ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,30 @@ def cholesky_inverse(L: Tensor, upper: bool = False, *, out: Tensor | None = Non
     return torch.cholesky_solve(identity, L, upper, out=out)
 
 
+def triangular_solve(
+    b: Tensor,
+    A: Tensor,
+    upper: bool = True,
+    transpose: bool = False,
+    unitriangular: bool = False,
+    *,
+    out: Any = None,
+) -> Any:
+    """``A⁻¹ b`` and a copy of ``A``, whose forward mode is wrong in torch."""
+    if out is not None:
+        return NotImplemented
+    matrix, is_upper = (A.mT, not upper) if transpose else (A, upper)
+    x = torch.linalg.solve_triangular(
+        matrix, b, upper=is_upper, unitriangular=unitriangular
+    )
+    return torch.return_types.triangular_solve((x, A.clone()))
+
+
 COMPOSED: dict[Any, Callable[..., Any]] = {
     torch.cholesky: cholesky,
     Tensor.cholesky: cholesky,
     torch.cholesky_inverse: cholesky_inverse,
     Tensor.cholesky_inverse: cholesky_inverse,
+    torch.triangular_solve: triangular_solve,
+    Tensor.triangular_solve: triangular_solve,
 }
