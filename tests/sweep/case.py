@@ -122,7 +122,7 @@ def layers(*shape: int, **makers: Callable[[], Op]) -> Iterator[Case]:
         def op(make: Callable[[], Op] = make) -> Op:
             return Shaped(make(), *shape)
 
-        title = f"nn.{name}".replace("_", " ").strip()
+        title = f"nn.{name}".replace("_", " ", 1)
         yield Case(title, lambda op=op: between(op, width))
 
 

@@ -39,6 +39,39 @@ FOUND = [case for theme in THEMES for case in theme.cases()]
 CASES = {case.name: case for case in FOUND}
 ABOUT_WAYS = [case.name for theme in (custom, special_values) for case in theme.cases()]
 KINDS = ("hessian", "ggn", "jacobian")
+# What no way supports with torch's own kernels, or only one, and each with composed ones.
+COMPOSED = (
+    "nn.CTCLoss",
+    "nn.EmbeddingBag",
+    "nn.EmbeddingBag max",
+    "nn.EmbeddingBag sum",
+    "nn.Hardsigmoid",
+    "nn.Linear weight_norm",
+    "nn.Conv2d weight_norm",
+    "nn.RReLU",
+    "F.ctc_loss",
+    "F.pdist",
+    "cdist",
+    "cdist of zero rows",
+    "cholesky",
+    "cholesky_inverse",
+    "det of zeros",
+    "F.lp_pool1d of zeros",
+    "F.normalize of a zero row",
+    "index_reduce mean",
+    "index_reduce prod",
+    "logaddexp far apart",
+    "logcumsumexp",
+    "norm of a zero row",
+    "scatter_reduce prod",
+    "segment_reduce",
+    "sinc at 0",
+    "sparse @",
+    "sparse.addmm",
+    "sparse.mm",
+    "triangular_solve",
+    "weight_norm",
+)
 FORMS = [
     *(
         (way, "plain", kind)
@@ -108,6 +141,13 @@ def test_other_ways(name: str) -> None:
     one = list(CASES).index(name) % len(FORMS)
     for form in FORMS if name in ABOUT_WAYS else FORMS[one : one + 1]:
         refusal(name, *form)
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("way", ["func", "backpack"])
+def test_composed(name: str, way: str) -> None:
+    for kind in ("hessian", "ggn"):
+        assert refusal(name, way, "plain", kind) is None
 
 
 @pytest.mark.parametrize("name", LINEARIZED)
