@@ -51,7 +51,7 @@ def math_attention(run: Callable[..., Any]) -> Callable[..., Any]:
 OURS: dict[str, Callable[..., Any]] = {
     "Hessian": curvop.HessianLinearOperator,
     "GGN": curvop.GGNLinearOperator,
-    "EF": lambda *args, **kwargs: curvop.EFLinearOperator(*args, per="output", **kwargs),
+    "EF": curvop.EFLinearOperator,
 }
 
 

@@ -207,7 +207,7 @@ def report_trace_and_rows(
     trace = curvop.functional.hessian_trace(
         loss, params, num_samples=100, generator=torch.Generator().manual_seed(SEED)
     )
-    rows = flat(curvop.functional.hessian_row_sum(loss, params))
+    rows = curvop.functional.hessian_row_sum(loss, params)
     ones = torch.ones(H.shape[1], dtype=H.dtype)
     error = (rows - H @ ones).norm() / rows.norm()
     print("\n3. Trace and row sums of the Hessian\n")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic
 
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from curvop.operators.layout import Space
 
+Value = TypeVar("Value", float, Tensor, default=float)
+
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Generic[Value]):
     """An estimate with its standard error.
 
     Attributes:
-        value: The estimate.
+        value: The estimate; a scalar tensor where it was asked for with its graph.
         standard_error: Standard deviation of ``value`` over repetitions of the
             estimation, itself estimated from the samples; ``nan`` from one sample. Some
             estimators widen it for few samples: they say so.
@@ -24,13 +28,13 @@ class Estimate:
     2.0
     """
 
-    value: float
+    value: Value
     standard_error: float
     num_matvecs: int
 
     def __float__(self) -> float:
         """The value."""
-        return self.value
+        return self.value.item() if isinstance(self.value, Tensor) else self.value
 
     def __str__(self) -> str:
         """Value and error, as in ``2.00 ± 0.10``."""

@@ -33,9 +33,9 @@ KINDS: dict[str, type[LinearOperator]] = {
     "jacobian": JacobianLinearOperator,
     "transposed_jacobian": TransposedJacobianLinearOperator,
 }
-RISK = ("hessian", "ggn", "ef-term")
+RISK = ("hessian", "ggn", "ef-output")
 ALL = (*RISK, "jacobian")
-EVERY_EF = (*ALL, "transposed_jacobian", "ef-example", "ef-output")
+EVERY_EF = (*ALL, "transposed_jacobian", "ef-example", "ef-term")
 SAMPLED = (*ALL, "ggn-mc")
 
 

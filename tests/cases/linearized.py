@@ -111,7 +111,7 @@ def cases() -> Iterator[Case]:
                 yield _case(model, matrix, "recomputed", variant_of="mlp-jacobian-func")
                 yield _case(model, matrix, "graphs", variant_of="mlp-jacobian-func")
         for form, names in FORMS.items():
-            for matrix in ("ggn", "ef-term", "ef-example"):
+            for matrix in ("ggn", "ef-output", "ef-term", "ef-example"):
                 if model.name in names and matrix in model.matrices:
                     yield _case(model, matrix, form, variant_of="mlp-hessian-func")
 

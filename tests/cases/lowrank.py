@@ -36,7 +36,7 @@ MODELS = (
     "checkpointed",
     "dict_inputs",
 )
-MATRICES = ("ggn", "ef-term", "ef-example")
+MATRICES = ("ggn", "ef-output", "ef-term", "ef-example")
 
 
 @dataclass(frozen=True)

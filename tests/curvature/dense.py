@@ -53,11 +53,17 @@ def ggn(model: Any, loss: Loss, params: Sequence[Tensor], X: Any, y: Any) -> Ten
 def empirical_fisher(
     model: Any, loss: Loss, terms: Loss, params: Sequence[Tensor], X: Any, y: Any
 ) -> Tensor:
-    """``Σ gₙ gₙᵀ / Z`` of one batch; ``Z`` is read off the loss and its terms."""
+    """``Σ gₙ gₙᵀ / Z`` of one batch, a gradient for each vector of the prediction.
+
+    ``Z`` is read off the loss and its terms.
+    """
     prediction = model(X)
     t = terms(prediction, y)
+    Z = (t.sum() / loss(prediction, y)).detach()
+    if isinstance(prediction, Tensor) and t.shape == prediction.shape and t.ndim > 1:
+        t = t.sum(-1)
     G = rows(t, params).detach()
-    return G.T @ G / (t.sum() / loss(prediction, y)).detach()
+    return G.T @ G / Z
 
 
 def jacobian(model: Any, params: Sequence[Tensor], X: Any) -> Tensor:

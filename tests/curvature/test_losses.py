@@ -232,7 +232,7 @@ def grouped_fisher(case: LossCase, dims: tuple[int, ...]) -> Tensor:
     E = dense.empirical_fisher(
         model,
         lambda p, y: terms(p, y).sum(),
-        lambda p, y: terms(p, y).sum(dims),
+        lambda p, y: terms(p, y).sum(dims) if dims else terms(p, y).flatten(),
         params,
         X,
         case.y,
@@ -248,6 +248,9 @@ def grouped_fisher(case: LossCase, dims: tuple[int, ...]) -> Tensor:
         ("example", nn.MSELoss(), REAL, (C,), (1,)),
         ("example", nn.MSELoss(reduction="sum"), REAL, (C,), (1,)),
         ("example", nn.CrossEntropyLoss(), POSITIONS, (C, T), (1,)),
+        ("term", nn.MSELoss(), REAL, (C,), ()),
+        ("term", nn.CrossEntropyLoss(), POSITIONS, (C, T), ()),
+        ("output", nn.CrossEntropyLoss(), POSITIONS, (C, T), ()),
         ("output", nn.BCEWithLogitsLoss(), SOFT, (C,), (1,)),
         ("output", nn.MSELoss(), dense.normal(N, C, T, seed=3), (C, T), (2,)),
     ],

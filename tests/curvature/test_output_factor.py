@@ -77,7 +77,7 @@ def test_outer_products_are_those_of_the_gradients(case: LossCase) -> None:
     leaves = [t.requires_grad_() for t in nested.differentiable(f)]
     terms = case.terms(nested.refill(f, leaves), case.y).reshape(N, -1)
     G = dense.rows(terms, leaves).detach().reshape(*terms.shape, -1)  # [N, T, outputs]
-    S = factor_of(case, "empirical")
+    S = factor_of(case, "empirical", per="term")
     for whole, columns in ((G, S.blocks(slice(None))), (G.sum(1, True), None)):
         columns = columns or factor_of(case, "empirical", per="example").blocks(slice(None))
         flat = torch.cat([c.flatten(1) for c in columns], 1)

@@ -24,7 +24,7 @@ from tests.comparing import TOLERANCE, error
 
 DIAGONALS: Any = {
     "ggn": GGNDiagonalLinearOperator,
-    "ef-term": EFDiagonalLinearOperator,
+    "ef-output": EFDiagonalLinearOperator,
     "hessian": HessianDiagonalLinearOperator,
 }
 every_matrix = pytest.mark.parametrize("matrix", DIAGONALS)

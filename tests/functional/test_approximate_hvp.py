@@ -88,6 +88,75 @@ def test_eps_is_the_relative_step():
     torch.testing.assert_close(Hv, (12 * w.detach() ** 2 + 4 * 0.4**2) * v)
 
 
+@pytest.mark.parametrize("num_samples", [2, 3, 8])
+def test_several_steps_leave_out_the_second_power(num_samples):
+    w = torch.tensor([3.0, -1.0], requires_grad=True, dtype=torch.float64)
+    v = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    # differences of 4 w³ are off by 4 h² v³ at each step h, and by nothing else
+    Hv = approximate_hvp(lambda: (w**4).sum(), w, v, num_samples, eps=0.1)
+    torch.testing.assert_close(Hv, 12 * w.detach() ** 2 * v, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.Softplus])
+def test_more_samples_have_less_error(activation, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), activation(), nn.Linear(30, 4))
+    X, y = torch.randn(64, 20), torch.randint(0, 4, (64,))
+    double = copy.deepcopy(model).double()
+    H = dense_hessian(
+        lambda: nn.functional.cross_entropy(double(X.double()), y),
+        list(double.parameters()),
+    )
+    params, X = list(model.to(dtype).parameters()), X.to(dtype)
+
+    def error(num_samples):
+        """Over a few vectors, root of the mean square."""
+        errors = []
+        for seed in range(5):
+            v = rademacher_like(params, seed)
+            Hv = flat(
+                approximate_hvp(
+                    lambda: nn.functional.cross_entropy(model(X), y), params, v, num_samples
+                )
+            )
+            errors.append(relative_error(Hv.double(), H @ flat(v).double()))
+        return torch.tensor(errors).square().mean().sqrt()
+
+    one, two, eight = (error(m) for m in (1, 2, 8))
+    assert two < 0.8 * one
+    assert eight < 0.7 * two
+    assert eight < (0.5 if dtype == torch.float32 else 0.1) * one
+
+
+def test_each_sample_takes_two_gradients():
+    w, calls = torch.ones(2, requires_grad=True), []
+
+    def func():
+        calls.append(w.detach().clone())
+        return (w**3).sum()
+
+    approximate_hvp(func, w, torch.ones(2), num_samples=5)
+    assert len({float(at[0]) for at in calls}) == len(calls) == 10
+
+
+@pytest.mark.parametrize("form", [list, tuple, flat])
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_damping_is_added_to_the_diagonal(form, num_samples):
+    model, X, y = classifier()
+    params = list(model.parameters())
+
+    def func():
+        return nn.functional.cross_entropy(model(X), y)
+
+    v = form(randn_like(params))
+    product = approximate_hvp(func, params, v, num_samples, damping=0.3)
+    assert type(product) is type(v)
+    product, v = (b if form is flat else flat(b) for b in (product, v))
+    A = dense_hessian(func, params) + 0.3 * torch.eye(len(v), dtype=v.dtype)
+    assert relative_error(product, A @ v) < 1e-8
+
+
 def test_dropout_draws_the_same_on_both_sides():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 30), nn.Dropout(), nn.Tanh(), nn.Linear(30, 2))
@@ -146,6 +215,11 @@ def test_refuses():
     for eps in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="positive eps"):
             approximate_hvp(lambda: (w**3).sum(), w, torch.ones(2), eps=eps)
+    for num_samples in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="number of samples"):
+            approximate_hvp(lambda: (w**3).sum(), w, torch.ones(2), num_samples)
+    with pytest.raises(ValueError, match="finite damping"):
+        approximate_hvp(lambda: (w**3).sum(), w, torch.ones(2), damping=float("inf"))
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite v, got"):
             approximate_hvp(lambda: (w**3).sum(), w, torch.tensor([1.0, bad]))

@@ -6,9 +6,15 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from curvop.functional import hessian_trace
 from curvop.functional.trace import _probe
+from tests.functional.problems import (
+    classifier,
+    flat,
+    randn_like,
+)
 
 torch.manual_seed(0)
 A = torch.randn(12, 12, dtype=torch.float64)
@@ -30,7 +36,10 @@ def quadratic():
 def test_is_unbiased_and_its_error_honest(sparse):
     func, params = quadratic()
     generator = torch.Generator().manual_seed(1)
-    runs = [hessian_trace(func, params, 20, sparse, generator) for _ in range(200)]
+    runs = [
+        hessian_trace(func, params, 20, sparse=sparse, generator=generator)
+        for _ in range(200)
+    ]
     values = torch.tensor([r.value for r in runs])
     standard_error = float(values.std()) / len(runs) ** 0.5
     assert abs(float(values.mean()) - float(A.trace())) < 3 * standard_error
@@ -61,7 +70,9 @@ def test_variance_is_as_documented(sparse):
     off = 2 * (A - diagonal.diag()).square().sum()
     spread = (diagonal - diagonal.mean()).square().sum()
     variance = P * ((k - 1) * off + (P - k) * spread) / (k * (P - 1))
-    run = hessian_trace(func, params, 4_000, sparse, torch.Generator().manual_seed(2))
+    run = hessian_trace(
+        func, params, 4_000, sparse=sparse, generator=torch.Generator().manual_seed(2)
+    )
     assert math.isclose(run.standard_error**2 * 4_000, float(variance), rel_tol=0.1)
     gaussian = 2 * A.square().sum()
     assert variance <= gaussian
@@ -117,11 +128,55 @@ def test_generators(sparse):
     assert first.value != second.value
     assert torch.equal(torch.get_rng_state(), state)
     seeded, again, other = (
-        hessian_trace(func, params, 10, sparse, torch.Generator().manual_seed(seed))
+        hessian_trace(
+            func, params, sparse=sparse, generator=torch.Generator().manual_seed(seed)
+        )
         for seed in (3, 3, 4)
     )
     assert seeded == again
     assert seeded != other
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_create_graph_gives_the_gradient(sparse):
+    model, X, y = classifier()
+    params = list(model.parameters())
+
+    def estimate(create_graph):
+        return hessian_trace(
+            lambda: nn.functional.cross_entropy(model(X), y),
+            params,
+            3,
+            create_graph,
+            sparse,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    found, plain = estimate(True), estimate(False)
+    assert found.value.shape == ()
+    assert found.value.dtype == torch.float64
+    assert float(found) == pytest.approx(plain.value, rel=1e-12)
+    assert found.standard_error == pytest.approx(plain.standard_error, rel=1e-9)
+    assert str(found) == str(plain)
+    slope = flat(torch.autograd.grad(found.value, params))
+    direction, step = randn_like(params, seed=1), 1e-5
+
+    def moved(by):
+        with torch.no_grad():
+            for p, d in zip(params, direction, strict=True):
+                p += by * d
+        return float(estimate(False))
+
+    difference = (moved(step) - moved(-2 * step)) / (2 * step)
+    assert float(slope @ flat(direction)) == pytest.approx(difference, rel=1e-6)
+
+
+def test_the_gradient_of_a_value_in_single_precision():
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    trace = hessian_trace(lambda: (w**3).sum(), w, 8, create_graph=True)
+    assert trace.value.dtype == torch.float32
+    (w.sum() + trace.value).backward()
+    assert w.grad.tolist() == [7, 7]
 
 
 @pytest.mark.parametrize("num_samples", [0, -1, 1.5])

@@ -20,7 +20,7 @@ from tests.cases.problem import Problem
 from tests.comparing import error
 from tests.inspection import models
 
-NAMES = {"Hessian": "hessian", "GGN": "ggn", "EF": "ef-term"}
+NAMES = {"Hessian": "hessian", "GGN": "ggn", "EF": "ef-output"}
 
 
 def copy_of(problem: Problem, dtype: torch.dtype = torch.float64) -> Replica:

@@ -82,6 +82,7 @@ def test_the_type_is_kept(dtype: type) -> None:
         (scipy.sparse.eye_array(2, dtype=int), TypeError, "int64"),
         (scipy.sparse.eye_array(2, dtype=complex), TypeError, "complex128"),
         (torch.eye(2, dtype=torch.int64), TypeError, "int64"),
+        (torch.tensor([[1, 2], [3, 4]]), TypeError, "int64"),
         (numpy.ones(2), ValueError, "2 dimensions"),
         (torch.ones(2), ValueError, "2 dimensions"),
         ([[1.0]], TypeError, "got list"),

@@ -24,6 +24,14 @@ def test_dense_looks_up_symmetry() -> None:
     assert DenseLinearOperator(I2).symmetric
     assert not DenseLinearOperator(I2).psd
     assert not DenseLinearOperator(torch.tensor([[1.0, 2.0], [0.0, 1.0]])).symmetric
+    for size in (1e-30, 1.0, 1e30):  # rounding is relative to the largest entry
+        rounded = torch.tensor([[1.0, 2.0], [2.000001, 1.0]]) * size
+        assert DenseLinearOperator(rounded).symmetric
+        assert DenseLinearOperator(rounded, psd=True).psd
+        differs = torch.tensor([[1.0, 2.0], [2.001, 1.0]]) * size
+        assert not DenseLinearOperator(differs).symmetric
+    nan = torch.tensor([[1.0, float("nan")], [2.0, 1.0]])
+    assert not DenseLinearOperator(nan).symmetric
     assert not DenseLinearOperator(torch.ones(2, 3)).symmetric
 
 

@@ -109,15 +109,14 @@ def gradient_over_data(
                 prediction = op._predict(params, X)
                 loss = op._loss.total(prediction, y)
                 tally = op._tally(prediction, y, loss)
-                slope = gradient(loss, params, create_graph=False)
-                parts = [*slope, *tally]
-            if first is not None and not any(bool(b.any()) for b in slope):
-                check_closure(op)
+                parts = [*gradient(loss, params, create_graph=False), *tally]
             if verify:
                 with torch.no_grad():
                     op._loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
             for total, part in zip(sums, parts, strict=True):
-                total += part.detach()
+                total += part
+        if first and not any(bool(b.any()) for b in sums[:-2]):
+            check_closure(op)
     return all_reduce(sums, op._process_group)
 
 

@@ -28,7 +28,7 @@ from curvop.operators.layout import Blocks
 # Lengths of a step relative to 1 + ‖θ‖. The longest is within rounding of the smooth
 # function; shorter ones pass kinks that it crosses.
 STEPS = {
-    torch.float64: (1e-5, 1e-6, 1e-7, 1e-8),
+    torch.float64: (1e-5, 1e-6, 1e-7, 1e-8, 1e-9),
     torch.float32: (1e-2, 3e-3, 1e-3),
 }
 ENOUGH = {torch.float64: 3e-9, torch.float32: 1e-4}  # relative error to stop at
@@ -52,27 +52,36 @@ class Differences:
     (Richardson), and their difference tells its error; where a kink lies between, shorter
     ones are taken.
 
+    Args:
+        single: Length of the one step to take, in double precision, relative to
+            ``1 + ‖θ‖``; its error is not known, but it confirms what another way has
+            found. By default as many steps as are needed.
+
     Attributes:
         error: Largest relative error of its products so far, as estimated by themselves.
     """
 
     name = "differences"
 
-    def __init__(self) -> None:
-        self.error = 0.0
+    def __init__(self, single: float | None = None) -> None:
+        self.error = 0.0 if single is None else math.nan
+        self._single = single
 
     def hessian(
         self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
         """Differences of the gradient."""
+        nearby: list[Aux] = []
 
         def slope(there: Parameters) -> Blocks:
             with torch.enable_grad(), there.leaves() as params:
-                loss = only_tensor(in_graph(f(params)[0], at))
+                outputs, aux = f(params)
+                nearby[:] = [aux]
+                loss = only_tensor(in_graph(outputs, at))
                 return gradient(loss, params, create_graph=False)
 
         product = apply_each(lambda v: self.derivative(slope, at, v), V)
-        return product, _values(f, at)[1]
+        return product, nearby[0] if self._single else _values(f, at)[1]
 
     def sandwich(
         self,
@@ -119,6 +128,10 @@ class Differences:
         size = 1 + float(_norm(at.tensors))
         best: Blocks = []
         error, before, ratio = math.inf, best, 0.0
+        if self._single is not None:
+            h = self._single * size / length
+            plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
+            return [p.sub_(m).div_(2 * h)[None] for p, m in zip(plus, minus, strict=True)]
         for e in STEPS[dtype]:
             h = e * size / length
             plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))

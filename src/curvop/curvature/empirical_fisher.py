@@ -22,19 +22,20 @@ class EFLinearOperator(FactorableLinearOperator):
     .. math:: E = \frac{1}{Z} \sum_n g_n g_n^⊤ = \frac{1}{Z} J_ℓ^⊤ J_ℓ,
         \qquad g_n = ∇_θ ℓ_n
 
-    with ``J_ℓ`` the Jacobian of the vector of loss terms ``ℓ_n`` (before reduction) and
-    ``Z`` what the loss's reduction divides by. Everything about the loss (weights,
-    ignored targets, label smoothing) is in its terms, which autodiff differentiates.
+    with ``ℓ_n`` the loss of one prediction vector before reduction, ``J_ℓ`` the Jacobian
+    of all of them and ``Z`` what the loss's reduction divides by. Everything about the loss
+    (weights, ignored targets, label smoothing) is in its terms, which autodiff
+    differentiates.
 
     Args:
         *args: Those of :class:`CurvatureLinearOperator`. The loss must offer unreduced
             terms: a torch loss, or a callable with a keyword ``reduction``.
-        per: What ``n`` counts. ``"term"``: the elements of the loss with
+        per: What ``n`` counts. ``"output"``: prediction vectors, as curvlinops does; for
+            classes a target, for an element-wise loss (MSE) a vector along the last axis,
+            its terms summed. ``"term"``: the elements of the loss with
             ``reduction="none"`` (for cross-entropy a target, for MSE an element).
-            ``"example"``: the entries of the leading axis, terms of one datum summed.
-            ``"output"``: vectors along the last axis of an element-wise loss, its terms
-            summed; the convention of curvlinops. The three agree where each datum has
-            one term.
+            ``"example"``: the entries of the leading axis, terms of one datum summed. The
+            three agree where each datum has one term.
         **kwargs: Those of :class:`CurvatureLinearOperator`.
 
     Raises:
@@ -48,7 +49,7 @@ class EFLinearOperator(FactorableLinearOperator):
     tensor([16.,  0.])
     """
 
-    def __init__(self, *args: Any, per: Per = "term", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, per: Per = "output", **kwargs: Any) -> None:
         if per not in ("term", "example", "output"):
             raise ValueError(f"Expected per='term', 'example' or 'output', got {per!r}.")
         self._per = per

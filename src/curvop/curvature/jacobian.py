@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
@@ -257,9 +258,8 @@ class JacobianLinearOperator(LinearOperator):
                 JtU = way.vjp(f, at, lambda o: [U[0].to(o[0].dtype)], None)
             check_adjoint(V, JV, U, JtU)
 
-        return Subject(
-            at, multiply, check, risk, ("jvp",), lambda: _subject(*doubled(self, X, y))
-        )
+        in_double = functools.cache(lambda: _subject(*doubled(self, X, y)))
+        return Subject(at, multiply, check, risk, ("jvp",), in_double)
 
     def _with(self, **fields: Any) -> JacobianLinearOperator:
         """The same operator with other values for some fields."""

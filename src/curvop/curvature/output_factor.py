@@ -2,7 +2,7 @@
 
 ``Σ_r s_{n,r} s_{n,r}ᵀ`` over the columns of each datum ``n`` is the Hessian of its loss in
 the prediction (GGN), a sampled estimate of it (Monte-Carlo Fisher), or the outer products
-of the gradients of its loss terms (empirical Fisher). With the transposed Jacobian of the
+of the gradients of its loss (empirical Fisher). With the transposed Jacobian of the
 model in front they are the columns of ``V`` in ``A = V Vᵀ``. Everything about the loss
 comes from autodiff of the user's own; where its form is known, no matrix per datum is
 allocated.
@@ -87,7 +87,7 @@ def output_factor(
     mc_samples: int = 1,
     seed: int = SEED,
     X: Any = None,
-    per: Per = "term",
+    per: Per = "output",
     way: RiskDifferentiation | None = None,
     fewest: bool = False,
 ) -> OutputFactor:
@@ -290,7 +290,7 @@ class _Samples(OutputFactor):
 
 @final
 class _Gradients(OutputFactor):
-    """Gradients of the loss terms; see :class:`EFLinearOperator` for what counts as one."""
+    """Gradients of the loss; see :class:`EFLinearOperator` for what counts as one."""
 
     def __init__(self, loss: Loss, prediction: Any, y: Any, N: int, per: Per) -> None:
         terms_of = check_terms(loss)

@@ -48,8 +48,10 @@ def mirrored(
     def copy_of(m: nn.Module) -> nn.Module:
         if id(m) in copies:
             return copies[id(m)]
+        if _is_bare(m):
+            return m
         new = copies[id(m)] = object.__new__(type(m))
-        state = dict(m.__dict__)
+        state = m.__dict__.copy()
         state["_parameters"] = {
             key: None if p is None else parameter(id(m), key, p)
             for key, p in m._parameters.items()
@@ -64,10 +66,16 @@ def mirrored(
             for key, t in m.__dict__.items():
                 if isinstance(t, Tensor):
                     state[key] = attribute(t)
-        new.__dict__.update(state)
+        object.__setattr__(new, "__dict__", state)
         return new
 
     return copy_of(module)
+
+
+def _is_bare(m: nn.Module) -> bool:
+    """An activation of torch, say: it has no tensors, and forward writes nothing."""
+    is_empty = not (m._parameters or m._buffers or m._modules)
+    return is_empty and type(m).__module__.startswith("torch.nn.modules.")
 
 
 def can_be_mirrored(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ class EFDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
 
     Stored; see :class:`CurvatureDiagonalLinearOperator` for what it offers. Cost and memory
     are those of :class:`GGNDiagonalLinearOperator` with as many columns as a datum has
-    gradients: one, unless its loss has several terms that ``per`` tells apart.
+    gradients: one, unless its prediction has several vectors that ``per`` tells apart.
 
     Args:
         *args: Those of :class:`EFLinearOperator`.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Generator, Tensor
@@ -19,13 +21,51 @@ from curvop.generators import source
 DENSITY = 1 / 3
 
 
+@overload
 def hessian_trace(
     func: Callable[[], Tensor],
     params: Structure,
     num_samples: int = 10,
+    create_graph: Literal[False] = False,
+    sparse: bool = False,
+    *,
+    generator: Generator | None = None,
+) -> Estimate: ...
+
+
+@overload
+def hessian_trace(
+    func: Callable[[], Tensor],
+    params: Structure,
+    num_samples: int = 10,
+    *,
+    create_graph: Literal[True],
     sparse: bool = False,
     generator: Generator | None = None,
-) -> Estimate:
+) -> Estimate[Tensor]: ...
+
+
+@overload
+def hessian_trace(
+    func: Callable[[], Tensor],
+    params: Structure,
+    num_samples: int,
+    create_graph: Literal[True],
+    sparse: bool = False,
+    *,
+    generator: Generator | None = None,
+) -> Estimate[Tensor]: ...
+
+
+def hessian_trace(
+    func: Callable[[], Tensor],
+    params: Structure,
+    num_samples: int = 10,
+    create_graph: bool = False,
+    sparse: bool = False,
+    *,
+    generator: Generator | None = None,
+) -> Estimate | Estimate[Tensor]:
     r"""Estimate the trace of a function's Hessian, with its standard error.
 
     .. math:: \operatorname{tr} H ≈ \frac{1}{m} \sum_{i=1}^m v_i^⊤ H v_i,
@@ -50,6 +90,9 @@ def hessian_trace(
         func: Closure over the parameters that returns a real scalar.
         params: The parameters: a tensor, or a list, tuple or dict of tensors.
         num_samples: Number ``m`` of probes, each one Hessian-vector product.
+        create_graph: Whether the value can be differentiated: it is then a scalar tensor,
+            whose gradient is an unbiased estimate of that of the trace. Norm layers are
+            composed of primitives, since torch's own have wrong third derivatives.
         sparse: Whether probes move only some of the coordinates.
         generator: Source of the probes. By default a fresh one, seeded by the operating
             system: each call draws others. No global generator is touched.
@@ -67,20 +110,29 @@ def hessian_trace(
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> float(hessian_trace(lambda: (w**3).sum(), w))
     18.0
+    >>> trace = hessian_trace(lambda: (w**3).sum(), w, 8, create_graph=True)
+    >>> torch.autograd.grad(trace.value, w)
+    (tensor([6., 6.]),)
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"Expected a positive number of samples, got {num_samples!r}.")
     generator = source(generator)
     ps = list(parameters(params).values())
-    with differentiable_twice(ps, func):
+    with differentiable_twice(ps, func, again=create_graph):
         g = gradient(evaluate(func), ps, create_graph=True)
         samples = []
         for _ in range(num_samples):
             v = _probe(ps, sparse, generator)
-            samples.append(_dot(v, pullback(g, ps, v, create_graph=False, keep=True)))
-    values = torch.tensor(samples, dtype=torch.float64)
+            Hv = pullback(g, ps, v, create_graph=create_graph, keep=True)
+            samples.append(_dot(v, Hv))
+        values = torch.stack(samples)
+        mean = values.mean()
+    values = values.detach()
     error = float(values.std()) / math.sqrt(num_samples) if num_samples > 1 else math.nan
-    return Estimate(float(values.mean()), error, num_samples)
+    if create_graph:
+        dtype = functools.reduce(torch.promote_types, [p.dtype for p in ps])
+        return Estimate(mean.to(dtype), error, num_samples)
+    return Estimate(float(mean), error, num_samples)
 
 
 def _probe(ps: Sequence[Tensor], sparse: bool, generator: Generator) -> list[Tensor]:
@@ -97,5 +149,6 @@ def _probe(ps: Sequence[Tensor], sparse: bool, generator: Generator) -> list[Ten
     return [b.reshape(p.shape).to(p) * scale for b, p in blocks]
 
 
-def _dot(v: Sequence[Tensor], w: Sequence[Tensor]) -> float:
-    return sum(float((a.double() * b.double()).sum()) for a, b in zip(v, w, strict=True))
+def _dot(v: Sequence[Tensor], w: Sequence[Tensor]) -> Tensor:
+    products = [(a.double() * b.double()).sum() for a, b in zip(v, w, strict=True)]
+    return torch.stack([p.to(products[0].device) for p in products]).sum()

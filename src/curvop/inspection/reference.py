@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature import nested
+from curvop.curvature.groups import grouped
 from curvop.curvature.kernels import differentiable_kernels
 from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.randomness import preserved
@@ -124,7 +125,8 @@ class Truth:
         terms = unreduced(p.loss)
 
         def evaluate() -> Tensor:
-            return terms(p.predict(), p.y).flatten()
+            prediction = p.predict()
+            return grouped(terms(prediction, p.y), prediction, "output", 0).flatten()
 
         Jv = self._derivative(lambda: self._pushed(evaluate, v), evaluate, v)
         total = evaluate()

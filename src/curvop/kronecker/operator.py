@@ -110,7 +110,7 @@ class FactoredCurvatureLinearOperator(LinearOperator):
         kfac_approx: Literal["expand", "reduce"] = "expand",
         separate_weight_and_bias: bool = True,
         seed: int = SEED,
-        per: Per = "term",
+        per: Per = "output",
         terms_together: bool = False,
         unsupported: Literal["diagonal", "error"] = "diagonal",
         factor_dtype: torch.dtype | None = None,

@@ -25,7 +25,7 @@ class GramFactor(LinearOperator):
         V_{(n,r)} = J_n^⊤ s_{n,r} / \sqrt{Z}, \qquad
         \sum_r s_{n,r} s_{n,r}^⊤ = ∇²_f ℓ(f_n, y_n)
 
-    with a column for each datum and output (``R = N·C``), for each loss term (empirical
+    with a column for each datum and output (``R = N·C``), for each gradient (empirical
     Fisher) or for each sample (``mc_samples``). The ``R × R`` Gram matrix ``K = VᵀV`` has
     the eigenvalues of ``A`` that are not zero, and gives its eigenvectors, its inverse and
     its determinant: exactly, and for ``R`` much smaller than ``P`` in a fraction of the

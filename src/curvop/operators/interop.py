@@ -25,7 +25,8 @@ def as_operator(A: Any) -> LinearOperator:
             ``LinearOperator``, or one of ours, which is returned as it is.
 
     Returns:
-        The operator. SciPy's carry no tags: see :func:`assume_symmetric`.
+        The operator. A dense matrix is tagged as symmetric if it is so but for rounding;
+        SciPy's carry no tags: see :func:`assume_symmetric`.
 
     Raises:
         TypeError: If ``A`` is none of these, or not real floating point.

@@ -53,6 +53,18 @@ def _check_alike(tensors: Sequence[Tensor]) -> None:
             raise ValueError(f"Expected one device, got {first.device} and {t.device}.")
 
 
+def _is_symmetric(A: Tensor) -> bool:
+    """Whether ``A = Aᵀ`` but for rounding, with the margin that products are judged by."""
+    if A.shape[0] != A.shape[1]:
+        return False
+    if bool((A == A.T).all()):
+        return True
+    if not A.is_floating_point():
+        return False
+    rounding = torch.finfo(A.dtype).eps ** 0.5 / 4
+    return bool((A - A.T).abs().max() <= rounding * A.abs().max())
+
+
 class DenseLinearOperator(LinearOperator):
     """A matrix that is stored.
 
@@ -60,7 +72,8 @@ class DenseLinearOperator(LinearOperator):
         A: The matrix ``[M, N]``.
         domain: Block shapes of the input, ``N`` entries; by default one block ``[N]``.
         codomain: Block shapes of the output, ``M`` entries.
-        symmetric: Whether ``A = Aᵀ``; by default looked up in the entries.
+        symmetric: Whether ``A = Aᵀ``; by default looked up in the entries, which may
+            differ by what rounding makes of a symmetric matrix.
         psd: Whether ``A`` is known to be positive semi-definite.
 
     Raises:
@@ -83,7 +96,7 @@ class DenseLinearOperator(LinearOperator):
     ) -> None:
         _check_matrix(A, "the matrix")
         A = A.detach()
-        is_symmetric = A.shape[0] == A.shape[1] and bool((A == A.T).all())
+        is_symmetric = _is_symmetric(A)
         if (symmetric or psd) and not is_symmetric:
             raise ValueError("Tagged as symmetric, but the matrix differs from its T.")
         inputs = _space(domain, A.shape[1], "domain")
