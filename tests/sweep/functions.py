@@ -414,7 +414,7 @@ def _parametrized() -> Mapping[str, Op]:
     """What ``torch.nn.utils`` does, from inside a network."""
     return {
         "weight_norm": lambda x: F.linear(x, torch._weight_norm(x[:2], x[:2, :1].exp(), 0)),
-        "weight_norm 1": lambda x: F.linear(x, torch._weight_norm(x[:2], x[2:].exp(), 1)),
+        "weight_norm 1": lambda x: F.linear(x, torch._weight_norm(x[:2], x[-1:].exp(), 1)),
         "weight_norm of all": lambda x: torch._weight_norm(x, x[0, 0], -1),
         "weight_norm_interface": lambda x: torch._weight_norm_interface(x, x[:, :1] ** 2)[
             0
