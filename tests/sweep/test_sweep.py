@@ -72,13 +72,7 @@ COMPOSED = (
     "triangular_solve",
     "weight_norm",
 )
-FORMS = [
-    *(
-        (way, "plain", kind)
-        for kind in KINDS
-        for way in ("func", "backpack", "differences")
-    ),
-]
+FORMS = list(itertools.product(("func", "backpack", "differences"), ("plain",), KINDS))
 LINEARIZED = list(CASES)[::12]  # recording takes most of a second
 
 
