@@ -22,7 +22,7 @@ class ComposedLosses(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Call the composed loss, if there is one."""
-        return _COMPOSED.get(func, func)(*args, **(kwargs or {}))
+        return COMPOSED.get(func, func)(*args, **(kwargs or {}))
 
 
 def composed(loss: Callable[[Any, Any], Value]) -> Callable[[Any, Any], Value]:
@@ -111,6 +111,11 @@ def ctc_loss(
     return _reduce(terms if is_batch else terms[0], None, None, reduction)
 
 
+def linear_cross_entropy(*args: Any, **kwargs: Any) -> Any:
+    """Not in chunks, whose second derivatives are wrong; new in torch 2.13."""
+    return F.linear_cross_entropy(*args, **{**kwargs, "options": None})
+
+
 def _alignments(
     log_probs: Tensor, targets: Tensor, lengths: Tensor, sizes: Tensor, blank: int
 ) -> Tensor:
@@ -143,8 +148,10 @@ def _never(x: Tensor) -> float:
     return torch.finfo(x.dtype).min / 4
 
 
-_COMPOSED: dict[Any, Callable[..., Tensor]] = {
+COMPOSED: dict[Any, Callable[..., Tensor]] = {
     F.multi_margin_loss: multi_margin_loss,
     F.multilabel_margin_loss: multilabel_margin_loss,
     F.ctc_loss: ctc_loss,
 }
+if hasattr(F, "linear_cross_entropy"):
+    COMPOSED[F.linear_cross_entropy] = linear_cross_entropy

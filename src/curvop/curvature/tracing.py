@@ -19,6 +19,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize, jvp, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from curvop.curvature.columns import ChunkSize
 from curvop.curvature.differentiation import (
@@ -100,11 +101,23 @@ def record(
     # one fake mode for the metadata of all nodes; by default each makes its own, with a
     # trace of the stack, in twice the time
     context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-    with torch.no_grad(), tracing(context):
+    with torch.no_grad(), tracing(context), _RecordableLdexp():
         # functionalize: what is written in place could not be merged or split
         graph = make_fx(functionalize(product))(*static, *itertools.chain(*movings))
     simplify(graph)
     return _split(graph, len(static), [len(moving) for moving in movings])
+
+
+class _RecordableLdexp(TorchFunctionMode):
+    """``x 2ⁿ``: recording torch's own in forward mode crashes the interpreter (2.13)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.ldexp, Tensor.ldexp) and not kwargs:
+            x, n = args
+            return x * 2.0**n
+        return func(*args, **(kwargs or {}))
 
 
 def bind(parameters: Parameters, tensors: Sequence[Tensor]) -> Parameters:
