@@ -128,7 +128,7 @@ def test_kink_is_unchecked() -> None:
     found = models.of(model, [(torch.zeros(6, 3), models.data()[0][1])])
     assert {t.verdict for t in found.trials if t.works} == {"unchecked"}
     assert {f.way for f in found.forecasts} == {"func"}
-    assert all(f.proof.startswith("not proven: diff") for f in found.forecasts)
+    assert all(f.proof.startswith("proven near by to ") for f in found.forecasts)
     assert "is not proven: differences" in " ".join(str(found).split())
     assert not found.is_ready
 

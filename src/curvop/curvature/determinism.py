@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,15 +24,30 @@ class NonDeterministicError(RuntimeError):
     """Two passes over the same data gave different results."""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What is found on the first batch.
+
+    Attributes:
+        X: Inputs of a few data.
+        y: Their targets.
+        is_random: Whether the gradient of the batch is another one the second time.
+    """
+
+    X: Any
+    y: Any
+    is_random: bool
+
+
 def check_deterministic(
     op: CurvatureLinearOperator,
 ) -> tuple[tuple[Differentiation, ...], Proof]:
-    """Pass over the data twice and compare loss and gradient.
+    """Pass over the data twice and compare; prove the product on a few data.
 
-    Whatever is random in data or model shows in the gradient, which is much cheaper than
-    a product. Products decide only where gradients differ: a gradient may vanish by
-    cancellation between data, so that nothing but rounding is left of it. On a few data
-    of the first batch the product is proven.
+    Whatever is random in the data shows in the loss, which the second pass is for. What is
+    random in the model shows in the gradient of the first batch, computed twice. Products
+    decide where only that differs: a gradient may vanish by cancellation between data, so
+    that nothing but rounding is left of it.
 
     The generators run on from the first pass to the second, so that dropout and
     shuffling show; the caller restores them.
@@ -46,53 +62,49 @@ def check_deterministic(
         NonDeterministicError: If the passes differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
-    batches: list[tuple[Any, Any]] = []
-    first = gradient_over_data(op, first=batches)
-    op._divisor(*first[-2:])
-    if not any(bool(b.any()) for b in first[:-2]):
+    sample: list[Sample] = []
+    *slope, loss, share = gradient_over_data(op, sample=sample)
+    op._divisor(loss, share)
+    if not any(bool(b.any()) for b in slope):
         check_dependence(op._parameters, op._data, op._loss, op._process_group)
-    found = _proven(op, batches)
-    if isinstance(found, Exception) and op._process_group is not None:
-        size = sum(t.numel() for t in first)
-        with failing_together(size, op._process_group, op.dtype, op.device):
-            raise found
-    second = gradient_over_data(op)
+    found = _proven(op, sample)
+    loss_again, share_again, num_random = _loss_over_data(op, sample, found)
     # summed in single precision at least, but computed in that of the parameters
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
-    *gradient, loss, share = differences(first, second, rounding)
-    if any(gradient) or loss or share:
+    is_other = differ(loss, loss_again, rounding), differ(share, share_again, rounding)
+    if any(is_other) or bool(num_random):
         v = [b[:1] for b in two_columns(op)]
         settled = op if isinstance(found, Exception) else op._with(_ways=found[0])
         first, second = (settled._sum_over_all(v)[0] for _ in range(2))
         *product, _, _ = differences(first, second, rounding)
-        if any(product) or loss or share:
-            raise NonDeterministicError(_diagnosis(settled, product, loss, share))
+        if any(product) or any(is_other):
+            raise NonDeterministicError(_diagnosis(settled, product, *is_other))
     if isinstance(found, Exception):
         raise found  # of a model that is at least deterministic
     return found
 
 
 def _proven(
-    op: CurvatureLinearOperator, batches: list[tuple[Any, Any]]
+    op: CurvatureLinearOperator, sample: list[Sample]
 ) -> tuple[tuple[Differentiation, ...], Proof] | Exception:
-    """The ways that are right on a batch, or why there is none."""
+    """The ways that are right on a few data, or why there is none."""
     try:
-        for X, y in batches:
-            return prove(op._ways, subject(op, X, y), two_columns(op))
+        for part in sample:
+            return prove(op._ways, subject(op, part.X, part.y), two_columns(op))
     except Exception as error:
         return error
     return op._ways, op._proof  # a rank without data
 
 
 def gradient_over_data(
-    op: CurvatureLinearOperator, *, first: list[tuple[Any, Any]] | None = None
+    op: CurvatureLinearOperator, *, sample: list[Sample] | None = None
 ) -> list[Tensor]:
     """Gradient, loss and divisor, summed over all batches and ranks.
 
     Args:
         op: The operator.
-        first: In a first pass, a list that gets a few data of the first batch. What was
-            assumed about the loss is then checked on each batch.
+        sample: In a first pass, a list that gets what is found on the first batch. What
+            was assumed about the loss is then checked on each batch.
     """
     wide = torch.promote_types(op.dtype, torch.float32)  # sums of half precision
     tensors = op._parameters.tensors
@@ -101,18 +113,16 @@ def gradient_over_data(
     sums.append(torch.zeros((), dtype=torch.float64, device=op.device))
     # of a callable only its additivity is assumed: one batch needs no adding
     alone = op._loss.terms is None and op._data.num_batches == 1
-    verify = first is not None and not op._loss.is_trusted and not alone
+    verify = sample is not None and not op._loss.is_trusted and not alone
     size = sum(total.numel() for total in sums)
+    rounding = tolerance(*(p.dtype for p in tensors))
     with failing_together(size, op._process_group, op.dtype, op.device):
         for X, y in op._data.batches("determinism check"):
-            if first is not None and not first:
-                first.append(few((X, y), op._loss_of))
-            with torch.enable_grad(), op._parameters.leaves() as params:
-                prediction = op._predict(params, X)
-                nested.differentiable(prediction)  # or say what came
-                loss = op._loss.total(prediction, y)
-                tally = op._tally(prediction, y, loss)
-                parts = [*gradient(loss, params, create_graph=False), *tally]
+            *parts, prediction = _gradient(op, X, y)
+            if sample is not None and not sample:
+                *again, _ = _gradient(op, X, y)
+                is_random = any(differences(parts, again, rounding))
+                sample.append(Sample(*few((X, y), op._loss_of), is_random))
             if verify:
                 with torch.no_grad():
                     op._loss.verify(nested.map_tensors(Tensor.detach, prediction), y)
@@ -121,13 +131,42 @@ def gradient_over_data(
     return all_reduce(sums, op._process_group)
 
 
+def _gradient(op: CurvatureLinearOperator, X: Any, y: Any) -> tuple[Any, ...]:
+    """Gradient, loss, share of the divisor and prediction of one batch."""
+    with torch.enable_grad(), op._parameters.leaves() as params:
+        prediction = op._predict(params, X)
+        nested.differentiable(prediction)  # or say what came
+        loss = op._loss.total(prediction, y)
+        tally = op._tally(prediction, y, loss)
+        return *gradient(loss, params, create_graph=False), *tally, prediction
+
+
+def _loss_over_data(
+    op: CurvatureLinearOperator, sample: list[Sample], found: object
+) -> list[Tensor]:
+    """Loss, divisor, and the number of ranks that have found something random."""
+    loss = torch.zeros((), dtype=torch.promote_types(op.dtype, torch.float32))
+    sums = [loss, torch.zeros((), dtype=torch.float64), torch.zeros_like(loss)]
+    sums = [t.to(op.device) for t in sums]
+    with failing_together(3, op._process_group, op.dtype, op.device):
+        if isinstance(found, Exception) and op._process_group is not None:
+            raise found
+        for X, y in op._data.batches("determinism check"):
+            with torch.no_grad():
+                tally = op._tally(op._predict(op._parameters.tensors, X), y)
+            for total, part in zip(sums[:2], tally, strict=True):
+                total += part
+        sums[2] += sum(part.is_random for part in sample)
+    return all_reduce(sums, op._process_group)
+
+
 def differences(first: list[Tensor], second: list[Tensor], rounding: float) -> list[bool]:
     """Which blocks of the product, and whether loss and divisor, differ."""
     (*a, loss_a, share_a), (*b, loss_b, share_b) = first, second
     # one scale for all blocks: a block may vanish by cancellation between batches
-    scale = max(float(t.abs().max()) for t in [*a, *b])
+    scale = max(float(t.abs().max()) for t in [*a, *b] if t.numel())
     bound = scale * rounding
-    blocks = [bool((s - t).abs().max() > bound) for s, t in zip(a, b, strict=True)]
+    blocks = [bool(((s - t).abs() > bound).any()) for s, t in zip(a, b, strict=True)]
     return [*blocks, differ(loss_a, loss_b, rounding), differ(share_a, share_b)]
 
 

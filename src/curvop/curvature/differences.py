@@ -127,13 +127,13 @@ class Differences:
         dtype = at.tensors[0].dtype
         dtype = dtype if dtype in STEPS else torch.float32
         size = 1 + float(_norm(at.tensors))
-        here = self._at(f, at)
-        best: Blocks = []
-        error, before, bend_before, ratio = math.inf, best, best, 0.0
         if self._single is not None:
             h = self._single * size / length
             plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
             return [p.sub_(m).div_(2 * h)[None] for p, m in zip(plus, minus, strict=True)]
+        here = self._at(f, at)
+        best: Blocks = []
+        error, before, bend_before, ratio = math.inf, best, best, 0.0
         for e in STEPS[dtype]:
             h = e * size / length
             plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
