@@ -32,6 +32,10 @@ demo: $(VENV)/.ready-examples ## curvature of a network trained on digits, with 
 test: $(VENV)/.ready-test ## the whole test suite, doctests and README included
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: sweep
+sweep: $(VENV)/.ready-test ## every layer and function of torch in every way; takes long
+	@CURVOP_SWEEP=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/sweep
+
 .PHONY: migration
 migration: $(VENV)/.ready-test $(VENV)/.ready-migration ## documentation beside other libraries: same numbers
 	@CURVOP_PEERS=1 $(BIN)/python -m pytest -q tests/test_documentation.py -k migrate
