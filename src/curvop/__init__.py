@@ -11,7 +11,9 @@ from curvop.curvature import (
     LinearizedJacobianLinearOperator,
     LinearizedLinearOperator,
     NonDeterministicError,
+    Proof,
     TransposedJacobianLinearOperator,
+    WrongDerivativeError,
     register_predictive,
 )
 from curvop.diagonals import (
@@ -128,11 +130,13 @@ __all__ = [
     "NonDeterministicError",
     "NotConvergedError",
     "Preflight",
+    "Proof",
     "Report",
     "SingularSystemError",
     "SingularTriplets",
     "Solution",
     "TransposedJacobianLinearOperator",
+    "WrongDerivativeError",
     "__version__",
     "as_operator",
     "assume_psd",

@@ -2,6 +2,7 @@
 
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.determinism import NonDeterministicError
+from curvop.curvature.differentiation import WrongDerivativeError
 from curvop.curvature.empirical_fisher import EFLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
@@ -12,6 +13,7 @@ from curvop.curvature.jacobian import (
 from curvop.curvature.jacobian_linearization import LinearizedJacobianLinearOperator
 from curvop.curvature.linearization import LinearizedLinearOperator
 from curvop.curvature.predictive import register_predictive
+from curvop.curvature.proof import Proof
 
 __all__ = [
     "CurvatureLinearOperator",
@@ -22,6 +24,8 @@ __all__ = [
     "LinearizedJacobianLinearOperator",
     "LinearizedLinearOperator",
     "NonDeterministicError",
+    "Proof",
     "TransposedJacobianLinearOperator",
+    "WrongDerivativeError",
     "register_predictive",
 ]
