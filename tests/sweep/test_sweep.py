@@ -1,7 +1,7 @@
 """Every layer and function of torch, in every way: products are right, or refused.
 
 Each case is multiplied in the way that is chosen by default, and in one other form; those
-that are about the ways themselves in all of them. ``make sweep`` takes all forms of all cases.
+that are about the ways themselves in all of them. ``make sweep`` takes all forms of all.
 """
 
 from __future__ import annotations

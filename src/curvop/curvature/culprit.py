@@ -118,7 +118,10 @@ class _Noted(TorchFunctionMode):
         kwargs = kwargs or {}
         held = _held(args), _held(kwargs)
         out = func(*args, **kwargs)
-        moves = any(t.requires_grad for t in nested.tensors((args, kwargs)))
+        # without gradients is the inside of a custom function
+        moves = torch.is_grad_enabled() and any(
+            t.requires_grad for t in nested.tensors((args, kwargs))
+        )
         if moves and isinstance(out, Tensor | tuple | list):
             name = resolve_name(func) or getattr(func, "__name__", str(func))
             where = self.stack[-1] if self.stack else ""

@@ -84,7 +84,7 @@ class Replay:
         parts = [slice(k, k + self._chunk) for k in range(0, full, self._chunk)]
         parts += [slice(k, k + 1) for k in range(full, K)]
         with torch.no_grad():
-            return gather((self._some(kept, at(V, columns)) for columns in parts), K)
+            return gather((self._some(kept, _alone(at(V, c))) for c in parts), K)
 
     def _some(self, kept: Sequence[Tensor], V: Blocks) -> Blocks:
         K = V[0].shape[0]
@@ -98,7 +98,8 @@ class Replay:
         return list(wide(*kept, *V))
 
     def _one(self, kept: Sequence[Tensor], v: Blocks) -> Blocks:
-        return [b[None] for b in self._run_single(*kept, *(column[0] for column in v))]
+        single = self._run_single(*kept, *(column[0] for column in _alone(v)))
+        return [b[None] for b in single]
 
     def _widen(self, kept: Sequence[Tensor], V: Blocks) -> Call | None:
         """The tangent part for several columns at once, if that is right and pays."""
@@ -123,6 +124,16 @@ class Replay:
         agree = not any(differ(a, b) for a, b in pairs)
         pays = agree and _seconds(together) < SLOWER * _seconds(singly)
         return run if pays else None
+
+
+def _alone(V: Blocks) -> Blocks:
+    """Columns in a storage of their own: recorded views count from its beginning."""
+    whole = torch.contiguous_format
+    is_alone = [v.is_contiguous() and not v.storage_offset() for v in V]
+    return [
+        v if alone else v.clone(memory_format=whole)
+        for v, alone in zip(V, is_alone, strict=True)
+    ]
 
 
 def _as_it_is(graph: fx.GraphModule) -> Call:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop.curvature.composed_kernels import ComposedKernels
 from curvop.curvature.kernels import differentiable_kernels, kernels_for
 from curvop.curvature.randomness import preserved
 from curvop.curvature.substitution import buffer_slots, copied, modules_in
@@ -52,6 +53,7 @@ def differentiable_twice(
         as_found(params, *modules),
         differentiable_kernels(),
         kernels_for(modules)(),
+        ComposedKernels(),
         ComposedNorms() if again else nullcontext(),
     ):
         yield
