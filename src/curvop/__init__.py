@@ -12,6 +12,7 @@ from curvop.curvature import (
     LinearizedLinearOperator,
     NonDeterministicError,
     TransposedJacobianLinearOperator,
+    WrongDerivativeError,
     register_predictive,
 )
 from curvop.diagonals import (
@@ -133,6 +134,7 @@ __all__ = [
     "SingularTriplets",
     "Solution",
     "TransposedJacobianLinearOperator",
+    "WrongDerivativeError",
     "__version__",
     "as_operator",
     "assume_psd",

@@ -2,6 +2,7 @@
 
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.determinism import NonDeterministicError
+from curvop.curvature.differentiation import WrongDerivativeError
 from curvop.curvature.empirical_fisher import EFLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
@@ -23,5 +24,6 @@ __all__ = [
     "LinearizedLinearOperator",
     "NonDeterministicError",
     "TransposedJacobianLinearOperator",
+    "WrongDerivativeError",
     "register_predictive",
 ]
