@@ -16,6 +16,7 @@ from curvop.curvature.differentiation import (
     Middle,
 )
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.torch_func import TorchFunc
 from curvop.operators.layout import Blocks
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ class Composed:
     ) -> Blocks:
         """``Jᵀ U``."""
         return self.way.vjp(_composed(f), at, U, chunk)
+
+
+def vectorised(way: Differentiation) -> Differentiation | None:
+    """The way with the path of several columns for one, if those take another."""
+    if isinstance(way, TorchFunc):
+        return TorchFunc(is_vectorised=True)
+    inner = vectorised(way.way) if isinstance(way, Composed) else None
+    return None if inner is None else Composed(inner)
 
 
 def with_its_kernels(op: AnyOperator) -> AnyOperator:

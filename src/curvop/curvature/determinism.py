@@ -13,7 +13,7 @@ from curvop.curvature.dependence import check_dependence
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.graph import gradient
 from curvop.curvature.probing import differ, tolerance
-from curvop.curvature.proof import Proof, few, prove, subject, two_columns
+from curvop.curvature.proof import Proof, few, probes, prove, subject
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
@@ -67,13 +67,14 @@ def check_deterministic(
     op._divisor(loss, share)
     if not any(bool(b.any()) for b in slope):
         check_dependence(op._parameters, op._data, op._loss, op._process_group)
+    del slope  # its memory
     found = _proven(op, sample)
     loss_again, share_again, num_random = _loss_over_data(op, sample, found)
     # summed in single precision at least, but computed in that of the parameters
     rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
     is_other = differ(loss, loss_again, rounding), differ(share, share_again, rounding)
     if any(is_other) or bool(num_random):
-        v = [b[:1] for b in two_columns(op)]
+        v = probes(op)
         settled = op if isinstance(found, Exception) else op._with(_ways=found[0])
         first, second = (settled._sum_over_all(v)[0] for _ in range(2))
         *product, _, _ = differences(first, second, rounding)
@@ -90,7 +91,7 @@ def _proven(
     """The ways that are right on a few data, or why there is none."""
     try:
         for part in sample:
-            return prove(op._ways, subject(op, part.X, part.y), two_columns(op))
+            return prove(op._ways, subject(op, part.X, part.y), probes(op))
     except Exception as error:
         return error
     return op._ways, op._proof  # a rank without data

@@ -123,20 +123,20 @@ class Differences:
         """
         length = float(_norm(v))
         if length == 0 or not math.isfinite(length):
-            return [(0 * length) * b[None] for b in self._at(f, at)]
+            return [(0 * length) * b[None] for b in self._at(f, at, v, 0.0)]
         dtype = at.tensors[0].dtype
         dtype = dtype if dtype in STEPS else torch.float32
         size = 1 + float(_norm(at.tensors))
         if self._single is not None:
             h = self._single * size / length
-            plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
+            plus, minus = (self._at(f, at, v, s) for s in (h, -h))
             return [p.sub_(m).div_(2 * h)[None] for p, m in zip(plus, minus, strict=True)]
-        here = self._at(f, at)
+        here = self._at(f, at, v, 0.0)
         best: Blocks = []
         error, before, bend_before, ratio = math.inf, best, best, 0.0
         for e in STEPS[dtype]:
             h = e * size / length
-            plus, minus = (self._at(f, at, [s * b[0] for b in v]) for s in (h, -h))
+            plus, minus = (self._at(f, at, v, s) for s in (h, -h))
             order = float(_norm(plus)) * length / size  # of the derivative
             sides = zip(plus, minus, here, strict=True)
             bend = [((p - c) + (m - c)).div_(2 * h) for p, m, c in sides]
@@ -167,11 +167,10 @@ class Differences:
         self.error = max(self.error, error)
         return [b[None] for b in best]
 
-    def _at(self, f: At, at: Parameters, step: Blocks | None = None) -> Blocks:
-        """``f(θ + step)``, all with the same dropout."""
+    def _at(self, f: At, at: Parameters, v: Blocks, h: float) -> Blocks:
+        """``f(θ + h v)``, all with the same dropout."""
         start = [constant(p) for p in at.tensors]
-        step = [torch.zeros_like(p) for p in start] if step is None else step
-        with preserved(at.device), at.moved(step) as there:
+        with preserved(at.device), at.moved([b[0] for b in v], h) as there:
             pairs = zip(there.tensors, start, strict=True)
             with _HeldPadding({t.data_ptr(): p for t, p in pairs}):
                 return [b.detach() for b in f(there)]

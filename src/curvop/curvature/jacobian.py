@@ -34,9 +34,9 @@ from curvop.curvature.proof import (
     Proof,
     Subject,
     few,
+    probes,
     prove,
     shifted,
-    two_columns,
 )
 from curvop.curvature.randomness import preserved
 from curvop.curvature.replica import Source, doubled
@@ -244,9 +244,7 @@ class JacobianLinearOperator(LinearOperator):
     def _push_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
         """``J V`` of one batch, ``[K, n, *c]``."""
         if way is not self._ways[0] and self._proof.doubt != UNCHECKED:
-            prove(
-                (way,), self._subject(*few((X, None), self._predicted)), two_columns(self)
-            )
+            prove((way,), self._subject(*few((X, None), self._predicted)), probes(self))
         J = self
         if isinstance(way, Differences):
             J, X, V = self._in_double(X, V)
@@ -286,6 +284,7 @@ class JacobianLinearOperator(LinearOperator):
             at,
             multiply,
             check,
+            lambda _way: None,
             risk,
             ("jvp",),
             in_double,
@@ -324,7 +323,7 @@ class JacobianLinearOperator(LinearOperator):
                 of = self._subject(*few((X, y), self._predicted))
                 if not any(bool(b.any()) for b in of.slope(of.at)):
                     check_dependence(self._parameters, self._data)
-                self._ways, self._proof = prove(self._ways, of, two_columns(self))
+                self._ways, self._proof = prove(self._ways, of, probes(self))
         second = [self._predicted(X, y) for X, y in self._data.batches("determinism check")]
         for i, (a, b) in enumerate(zip(first, second, strict=False)):
             if a.shape != b.shape or differ(a, b):

@@ -143,13 +143,14 @@ class Parameters:
                     p.requires_grad_(False)
 
     @contextmanager
-    def moved(self, step: Sequence[Tensor]) -> Iterator[Parameters]:
-        """The parameters ``θ + step``, for the time of the context.
+    def moved(self, v: Sequence[Tensor], h: float) -> Iterator[Parameters]:
+        """The parameters ``θ + h v``, for the time of the context.
 
         For a closure the user's own tensors have these values until the context ends;
         what they had comes back bit for bit, and unknown to autograd.
         """
-        there = tuple(constant(p) + s for p, s in zip(self.tensors, step, strict=True))
+        pairs = zip(self.tensors, v, strict=True)
+        there = tuple(torch.add(constant(p), b, alpha=h) for p, b in pairs)
         if self.functional:
             yield replace(self, tensors=there)
             return

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import nested
+from curvop.curvature.composed import vectorised
 from curvop.curvature.culprit import Kind, culprit
 from curvop.curvature.differences import Differences, InaccurateError
 from curvop.curvature.differentiation import (
@@ -89,7 +90,9 @@ class Subject:
     Attributes:
         at: The parameters.
         multiply: ``(way, columns) ->`` the product in this way, ``[K, *m_i]``.
-        check: Tells whether several columns belong to one matrix, or raises.
+        check: ``(way, v, A v) ->`` raises if the transpose is that of another matrix.
+        check_symmetry: Raises if several columns are not those of one symmetric matrix:
+            what can be told where differences cannot.
         risk: A scalar function of the parameters whose derivatives the matrix is made of.
         kinds: Of which kind those are.
         doubled: The same in double precision.
@@ -99,6 +102,7 @@ class Subject:
     at: Parameters
     multiply: Callable[[Differentiation, Blocks], Blocks]
     check: Callable[[Differentiation, Blocks, Blocks], None]
+    check_symmetry: Callable[[Differentiation], None]
     risk: Differentiable
     kinds: tuple[Kind, ...]
     doubled: Callable[[], Subject]
@@ -129,13 +133,18 @@ def subject(op: CurvatureLinearOperator, X: Any, y: Any) -> Subject:
             bound = op._with(_ways=(way,), _chunk_size=op._columns_per_pass(X))
             return bound._matmat_blocks(X, y, V)[0]
 
+    def symmetry(way: Differentiation) -> None:
+        V = probes(op, 2)
+        check_symmetric(V, multiply(way, V))
+
     def risk(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
         return (op._loss.total(op._predict(params, X), y),), ()
 
     return Subject(
         op._parameters,
         multiply,
-        lambda _, V, AV: check_symmetric(V, AV),
+        lambda _way, _v, _Av: None,
+        symmetry,
         risk,
         op._derivatives,
         functools.cache(lambda: subject(*doubled(op, X, y))),
@@ -157,9 +166,9 @@ def shifted(at: Parameters) -> Parameters:
     return replace(at, tensors=tuple(p + c * d for p, d in zip(values, u, strict=True)))
 
 
-def two_columns(op: CurvatureLinearOperator | JacobianLinearOperator) -> Blocks:
-    """What to prove with, ``[2, *n_i]``."""
-    V = probe([p.detach().expand(2, *p.shape) for p in op._parameters.tensors])
+def probes(op: CurvatureLinearOperator | JacobianLinearOperator, K: int = 1) -> Blocks:
+    """What to prove with, ``[K, *n_i]``."""
+    V = probe([p.detach().expand(K, *p.shape) for p in op._parameters.tensors])
     return [v.to(op._dtype) for v in V]
 
 
@@ -214,14 +223,14 @@ class Truth:
 
 
 def prove(
-    ways: tuple[Differentiation, ...], subject: Subject, V: Blocks
+    ways: tuple[Differentiation, ...], subject: Subject, v: Blocks
 ) -> tuple[tuple[Differentiation, ...], Proof]:
     """Take the first way whose products are right.
 
     Args:
         ways: What to try, in this order.
         subject: What to multiply.
-        V: A probe of two columns, ``[2, *n_i]``.
+        v: A probe, ``[1, *n_i]``.
 
     Returns:
         The ways that remain, and what is known of the first.
@@ -232,11 +241,11 @@ def prove(
 
     @functools.cache
     def known() -> Truth | str:
-        return truth(subject, V)
+        return truth(subject, v)
 
     @functools.cache
     def single() -> Truth | None:
-        return _single(subject, V)
+        return _single(subject, v)
 
     def attempt(way: Differentiation) -> Proof:
         called = CALLED[way.name]
@@ -247,19 +256,19 @@ def prove(
             way.error = max(way.error, found.error)
             doubt = None if is_gradient(found.subject) else STOPPED
             return Proof(called, found.error, doubt)
-        product = _product(way, subject, V)
+        product = _product(way, subject, v)
         rough = single()
         if rough is not None:
-            off = rough.distance([b[:1] for b in product])
+            off = rough.distance(product)
             if off <= ROUNDED.get(subject.dtype, ROUGH):
                 return Proof(called, off)
         found = known()
         if isinstance(found, str):
-            return _near_by(way, called, subject, V, found)
-        off = found.distance([b[:1] for b in product])
+            return _near_by(way, called, subject, v, found)
+        off = found.distance(product)
         if off <= ROUNDED.get(subject.dtype, ROUGH) + found.margin:
             return Proof(called, off)
-        return _judged(way, called, found, V, off)
+        return _judged(way, called, found, v, off)
 
     def say(way: Differentiation, error: Exception) -> str:
         found, where = known(), ""
@@ -285,25 +294,25 @@ REMEDIES = (
 )
 
 
-def _product(way: Differentiation, subject: Subject, V: Blocks) -> Blocks:
-    """The product of both columns at once; one alone must be the same.
+def _product(way: Differentiation, subject: Subject, v: Blocks) -> Blocks:
+    """The product of one column; by the path of several it must be the same.
 
     Raises:
         WrongDerivativeError: If it is not, or something is not finite.
     """
-    two = subject.multiply(way, V)
-    # one column takes another path where several are vectorised
-    is_looped = way.name == "backpack"
-    one = [b[:1] for b in two] if is_looped else subject.multiply(way, [v[:1] for v in V])
-    if not all(bool(b.isfinite().all()) for b in (*one, *two)):
-        raise WrongDerivativeError("its product with a probe is not finite")
-    check_columns(one, two, ROUNDED.get(subject.dtype, ROUGH))
-    subject.check(way, V, two)
-    return two
+    product = subject.multiply(way, v)
+    wide = vectorised(way)
+    for blocks in (product, [] if wide is None else subject.multiply(wide, v)):
+        if not all(bool(b.isfinite().all()) for b in blocks):
+            raise WrongDerivativeError("its product with a probe is not finite")
+        if blocks:
+            check_columns(product, blocks, ROUNDED.get(subject.dtype, ROUGH))
+    subject.check(way, v, product)
+    return product
 
 
 def _near_by(
-    way: Differentiation, called: Way, subject: Subject, V: Blocks, doubt: str
+    way: Differentiation, called: Way, subject: Subject, v: Blocks, doubt: str
 ) -> Proof:
     """Where differences do not tell, at a kink: the proof at parameters near by.
 
@@ -315,11 +324,13 @@ def _near_by(
     try:
         s = subject.doubled().near_by()
     except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+        subject.check_symmetry(way)
         return Proof(called, doubt=doubt)
-    right = truth(s, V)
+    right = truth(s, v)
     if isinstance(right, str) or not is_gradient(s):
+        subject.check_symmetry(way)
         return Proof(called, doubt=doubt)
-    off = right.distance(s.multiply(way, [b[:1].double() for b in V]))
+    off = right.distance(s.multiply(way, [b.double() for b in v]))
     if off <= EXACT + right.margin:
         return Proof(called, off, is_near_by=True)
     raise WrongDerivativeError(_OFF.format(off))
@@ -329,7 +340,7 @@ _OFF = "a product is off by {:.1g} relative to differences of first derivatives"
 
 
 def _judged(
-    way: Differentiation, called: Way, right: Truth, V: Blocks, off: float
+    way: Differentiation, called: Way, right: Truth, v: Blocks, off: float
 ) -> Proof:
     """Of a product that is not the true one: rounded, of another function, or wrong.
 
@@ -338,8 +349,7 @@ def _judged(
     """
     exact = off
     if right.subject.dtype is torch.float64:
-        v = [b[:1].double() for b in V]
-        exact = right.distance(right.subject.multiply(way, v))
+        exact = right.distance(right.subject.multiply(way, [b.double() for b in v]))
         if exact <= EXACT + right.margin:
             doubt = None if off <= ROUGH else f"rounding makes {off:.0e} of a product"
             return Proof(called, off, doubt)
@@ -348,24 +358,24 @@ def _judged(
     raise WrongDerivativeError(_OFF.format(exact))
 
 
-def _single(subject: Subject, V: Blocks) -> Truth | None:
+def _single(subject: Subject, v: Blocks) -> Truth | None:
     """The product with the first column by one difference, if there is a copy."""
     try:
         s = subject.doubled()
         step = SHORT if subject.dtype == torch.float64 else SHORTEST
-        product = s.multiply(Differences(step), [b[:1].to(torch.float64) for b in V])
+        product = s.multiply(Differences(step), [b.double() for b in v])
     except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
         return None  # the reason is told by all steps
     return Truth(s, product, error=0.0, order=0.0)
 
 
-def truth(subject: Subject, V: Blocks) -> Truth | str:
+def truth(subject: Subject, v: Blocks) -> Truth | str:
     """The product with the first column by differences, or why there is none."""
     reason = ""
     for precision in ("double", "own"):
         try:
             s = subject.doubled() if precision == "double" else subject
-            v = [b[:1].to(p) for b, p in zip(V, s.at.tensors, strict=True)]
+            v = [b.to(p) for b, p in zip(v, s.at.tensors, strict=True)]
             differences = Differences()
             product = s.multiply(differences, v)
             order = norm(s.slope(s.at)) * norm(v) / (1 + norm(s.at.tensors))

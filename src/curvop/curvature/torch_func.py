@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -34,10 +35,17 @@ with warnings.catch_warnings():
     jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
 
 
+@final
+@dataclass(frozen=True)
 class TorchFunc:
-    """Products by ``torch.func``; needs a model that is a function of its parameters."""
+    """Products by ``torch.func``; needs a model that is a function of its parameters.
 
-    name = "torch.func"
+    Attributes:
+        is_vectorised: Whether one column, too, takes the path of several.
+    """
+
+    is_vectorised: bool = False
+    name: ClassVar[str] = "torch.func"
 
     def hessian(
         self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
@@ -48,12 +56,12 @@ class TorchFunc:
         InstanceNorm: vmap decomposes their backward with the statistics as constants
         (pytorch/functorch#534). vmap(vjp(grad)) is right.
         """
-        if V[0].shape[0] == 1:
+        if V[0].shape[0] == 1 and not self.is_vectorised:
             return _hessian_of_one(f, at_, V)
 
         with torch.no_grad():
             multiply, aux = hessian_map(f, _values(at_))
-            return _by_chunks(multiply, V, chunk), aux
+            return self._by_chunks(multiply, V, chunk), aux
 
     def sandwich(
         self,
@@ -64,7 +72,7 @@ class TorchFunc:
         chunk: ChunkSize,
     ) -> tuple[Blocks, Aux]:
         """One reverse graph for all columns, and a dual forward pass for each chunk."""
-        if V[0].shape[0] == 1:
+        if V[0].shape[0] == 1 and not self.is_vectorised:
             return _sandwich_of_one(f, at_, V, middle)
         K, params = V[0].shape[0], _values(at_)
         tally: list[Aux] = []
@@ -75,10 +83,10 @@ class TorchFunc:
         def some(columns: slice) -> Blocks:
             # the same dropout as in the reverse graph; the generators run on at the end
             with preserved(at_.device) if columns.stop < K else nullcontext():
-                U = _map(push, at(V, columns))
+                U = self._map(push, at(V, columns))
             W, aux = middle(outputs, U)
             tally.append(aux)
-            return _map(lambda *w: pull(w), W)
+            return self._map(lambda *w: pull(w), W)
 
         with torch.no_grad():
             with preserved(at_.device):
@@ -98,7 +106,7 @@ class TorchFunc:
             def push(*v: Tensor) -> Any:
                 return jvp(lambda *p: f(p)[0], params, v)[1]
 
-            return _by_chunks(push, V, chunk)
+            return self._by_chunks(push, V, chunk)
 
     def vjp(
         self, f: Differentiable, at_: Parameters, U: Cotangents, chunk: ChunkSize
@@ -108,7 +116,17 @@ class TorchFunc:
             outputs, pull = vjp(  # type: ignore[misc]
                 lambda *p: f(p)[0], *_values(at_)
             )
-            return _by_chunks(lambda *u: pull(u), U(outputs), chunk)
+            return self._by_chunks(lambda *u: pull(u), U(outputs), chunk)
+
+    def _by_chunks(self, fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
+        K = V[0].shape[0]
+        return gather((self._map(fn, at(V, c)) for c in chunks(K, chunk)), K)
+
+    def _map(self, fn: Callable[..., Any], V: Blocks) -> Blocks:
+        """``fn`` of each column; vmap only pays for more than one."""
+        if V[0].shape[0] == 1 and not self.is_vectorised:
+            return [out[None] for out in fn(*(v[0] for v in V))]
+        return list(vmap(fn, randomness="same")(*V))
 
 
 def hessian_map(
@@ -155,15 +173,3 @@ def _sandwich_of_one(
 
 def _values(at_: Parameters) -> tuple[Tensor, ...]:
     return tuple(constant(p) for p in at_.tensors)
-
-
-def _by_chunks(fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
-    K = V[0].shape[0]
-    return gather((_map(fn, at(V, c)) for c in chunks(K, chunk)), K)
-
-
-def _map(fn: Callable[..., Any], V: Blocks) -> Blocks:
-    """``fn`` of each column; vmap only pays for more than one."""
-    if V[0].shape[0] == 1:
-        return [out[None] for out in fn(*(v[0] for v in V))]
-    return list(vmap(fn, randomness="same")(*V))
