@@ -287,6 +287,7 @@ class JacobianLinearOperator(LinearOperator):
             lambda _way: None,
             risk,
             ("jvp",),
+            self._chunk_size != 1,
             in_double,
             lambda: self._with(_parameters=shifted(at))._subject(X, y),
         )

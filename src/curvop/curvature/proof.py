@@ -95,6 +95,7 @@ class Subject:
             what can be told where differences cannot.
         risk: A scalar function of the parameters whose derivatives the matrix is made of.
         kinds: Of which kind those are.
+        is_vectorised: Whether several columns may be multiplied at once.
         doubled: The same in double precision.
         near_by: The same at parameters that are a percent away.
     """
@@ -105,6 +106,7 @@ class Subject:
     check_symmetry: Callable[[Differentiation], None]
     risk: Differentiable
     kinds: tuple[Kind, ...]
+    is_vectorised: bool
     doubled: Callable[[], Subject]
     near_by: Callable[[], Subject]
 
@@ -147,6 +149,7 @@ def subject(op: CurvatureLinearOperator, X: Any, y: Any) -> Subject:
         symmetry,
         risk,
         op._derivatives,
+        op._columns_per_pass(X) != 1,
         functools.cache(lambda: subject(*doubled(op, X, y))),
         lambda: subject(op._with(_parameters=shifted(op._parameters)), X, y),
     )
@@ -301,7 +304,7 @@ def _product(way: Differentiation, subject: Subject, v: Blocks) -> Blocks:
         WrongDerivativeError: If it is not, or something is not finite.
     """
     product = subject.multiply(way, v)
-    wide = vectorised(way)
+    wide = vectorised(way) if subject.is_vectorised else None
     for blocks in (product, [] if wide is None else subject.multiply(wide, v)):
         if not all(bool(b.isfinite().all()) for b in blocks):
             raise WrongDerivativeError("its product with a probe is not finite")
