@@ -217,8 +217,8 @@ def test_closures_in_single_precision(cls: Any, name: str) -> None:
         try:
             product = A @ v
         except InaccurateError as refusal:
-            assert name == "norm", refusal
-            assert "convert to float64" in str(refusal)
+            if name != "norm" or "convert to float64" not in str(refusal):
+                raise
             continue
         off = relative(product, B @ v.double())
         assert off <= 1e-3
