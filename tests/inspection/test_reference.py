@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differences import Differences, InaccurateError
 from curvop.curvature.empirical_fisher import EFLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
-from curvop.curvature.parameters import Parameters, as_parameters
+from curvop.curvature.parameters import Parameters
 from curvop.curvature.probing import probe
 from curvop.curvature.proof import Truth, is_gradient, subject
 from curvop.curvature.replica import doubled, duplicate
@@ -153,61 +152,6 @@ def test_padding_of_a_tied_embedding() -> None:
         known, _ = found_for(problem, matrix)
         assert is_gradient(known.subject)
         assert error(flat(known.product), truth.dense(problem, name) @ v) <= known.margin
-
-
-# ----------------------------------------------------------------- the differences
-
-
-def difference(function: Any, x: Tensor, v: Tensor) -> tuple[Tensor, float]:
-    """The derivative of a function along ``v``, and its error as estimated by itself."""
-    by = Differences()
-    at = as_parameters(lambda params, _: function(params["x"]), {"x": x})
-    slopes = by.derivative(lambda there: [function(there.tensors[0])], at, [v[None]])
-    return slopes[0][0], by.error
-
-
-def test_differences() -> None:
-    x = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
-    v = torch.tensor([1.0, 2.0, -0.5], dtype=torch.float64)
-    before = x.clone()
-    found, off = difference(lambda x: torch.stack([x.sin().sum(), x.prod()]), x, v)
-    slopes = torch.stack([(x.cos() * v).sum(), x.prod() * (v / x).sum()])
-    assert error(found, slopes) < 1e-8
-    assert error(found, slopes) <= 10 * off
-    assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize("function", [torch.sign, torch.abs, torch.relu])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_differences_do_not_converge_at_a_kink(function: Any, dtype: torch.dtype) -> None:
-    """Though both steps may give the mean of the two sides."""
-    x = torch.tensor([0.0, 1.0], dtype=dtype)
-    with pytest.raises(InaccurateError, match="is there a kink"):
-        difference(lambda x: (function(x) + x.sin()).sum()[None], x, torch.ones_like(x))
-
-
-def test_differences_of_single_precision_inside_do_not_pretend() -> None:
-    x = torch.tensor([0.3, 1.0], dtype=torch.float64)
-    with pytest.raises(InaccurateError, match="do not converge"):
-        difference(lambda x: x.float().sin().double(), x, torch.ones_like(x))
-
-
-def test_differences_put_back_after_an_error() -> None:
-    """Of a closure, whose own parameters are moved."""
-    x = torch.ones(2, dtype=torch.float64)
-    calls = []
-
-    def breaks() -> Tensor:
-        calls.append(x.clone())
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return x.sum()[None]
-
-    at = as_parameters(lambda X: breaks(), [x])
-    with pytest.raises(KeyboardInterrupt):
-        Differences().derivative(lambda there: [breaks()], at, [torch.ones(1, 2)])
-    assert not torch.equal(calls[-1], torch.ones(2, dtype=torch.float64))
-    assert torch.equal(x, torch.ones(2, dtype=torch.float64))
 
 
 # ------------------------------------------------------------------------ the copy

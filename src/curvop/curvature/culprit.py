@@ -118,11 +118,9 @@ class _Noted(TorchFunctionMode):
         kwargs = kwargs or {}
         held = _held(args), _held(kwargs)
         out = func(*args, **kwargs)
-        # without gradients is the inside of a custom function
-        moves = torch.is_grad_enabled() and any(
-            t.requires_grad for t in nested.tensors((args, kwargs))
-        )
-        if moves and isinstance(out, Tensor | tuple | list):
+        # without gradients is the inside of a custom function, and what is detached
+        moves = torch.is_grad_enabled() and isinstance(out, Tensor | tuple | list)
+        if moves and any(t.requires_grad for t in nested.tensors(out)):
             name = resolve_name(func) or getattr(func, "__name__", str(func))
             where = self.stack[-1] if self.stack else ""
             self.calls.append(Call(_short(name), where, func, *held))

@@ -100,7 +100,8 @@ def pullback(
         allow_unused=True,
         materialize_grads=True,
     )
-    return list(grads)
+    # of a sparse embedding, say
+    return [g if g.layout is torch.strided else g.to_dense() for g in grads]
 
 
 def pull(

@@ -21,6 +21,7 @@ from curvop.curvature.kept_graph import KeptGraph
 from curvop.curvature.linearization import refuse_if_changed, versions, warn_not_kept
 from curvop.curvature.probing import probe, refuse_not_finite, tolerance
 from curvop.curvature.replay import Replay
+from curvop.curvature.substitution import TURN
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.symmetry import check_columns
 from curvop.curvature.tracing import record
@@ -216,7 +217,8 @@ def _record(
         def predict(*p: Tensor) -> Tensor:
             return J._predict(p, inputs).flatten()
 
-        _, Jv = jvp(predict, tensors[:n], v)  # type: ignore[misc]
+        with TURN:
+            _, Jv = jvp(predict, tensors[:n], v)  # type: ignore[misc]
         _, pull = vjp(predict, *tensors[:n])  # type: ignore[misc]
         return [[Jv], list(pull(u))]
 

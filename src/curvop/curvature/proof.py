@@ -384,7 +384,7 @@ def truth(subject: Subject, v: Blocks) -> Truth | str:
             order = norm(s.slope(s.at)) * norm(v) / (1 + norm(s.at.tensors))
             return Truth(s, product, differences.error, order)
         except InaccurateError as error:
-            return reason or str(error)
+            return f"{error} ({reason})" if reason else str(error)
         except MemoryError as error:
             reason = reason or str(error)
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 Slot = tuple[dict[str, Any], str]  # where a module keeps a tensor: its table and the key
 
-# Held while the user's own objects are not as they were.
+# Held while the user's own objects are not as they were, and in forward mode, of which
+# torch has one level for all threads. One lock for both: nobody waits for two.
 TURN = threading.RLock()
 _TABLES = ("_parameters", "_buffers", "_modules")
 _REMADE = ("_flat_weights", "_flat_weight_refs")  # by recurrent layers, at each call

@@ -57,14 +57,16 @@ def check_adjoint(V: Blocks, JV: Blocks, JtJV: Blocks) -> None:
         JtJV: The products of those with ``Jᵀ``.
 
     Raises:
-        RuntimeError: If they differ by more than rounding.
+        WrongDerivativeError: If they differ by more than rounding.
     """
     v, u, w = (_columns(blocks) for blocks in (V, JV, JtJV))
     rounding = tolerance(*(b.dtype for b in JtJV))
     scale = v.norm(dim=1) * w.norm(dim=1) + u.norm(dim=1) ** 2
     # what is not finite compares as false: it is told of by whoever looks at the rows
     if bool((((v * w).sum(1) - u.square().sum(1)).abs() > rounding * scale).any()):
-        raise RuntimeError("its forward and reverse mode disagree: <v, JᵀJv> is not ‖Jv‖²")
+        raise WrongDerivativeError(
+            "its forward and reverse mode disagree: <v, JᵀJv> is not ‖Jv‖²"
+        )
 
 
 def _columns(V: Blocks) -> Tensor:

@@ -26,6 +26,7 @@ from curvop.curvature.differentiation import (
 from curvop.curvature.graph import pull
 from curvop.curvature.parameters import Parameters, constant
 from curvop.curvature.randomness import preserved
+from curvop.curvature.substitution import TURN
 from curvop.operators.layout import Blocks
 
 # The first use of forward mode compiles torch's own rules, which warns of deprecations
@@ -78,7 +79,8 @@ class TorchFunc:
         tally: list[Aux] = []
 
         def push(*v: Tensor) -> Any:
-            return jvp(lambda *p: f(p)[0], params, v)[1]
+            with TURN:
+                return jvp(lambda *p: f(p)[0], params, v)[1]
 
         def some(columns: slice) -> Blocks:
             # the same dropout as in the reverse graph; the generators run on at the end
@@ -104,7 +106,8 @@ class TorchFunc:
             params = _values(at_)
 
             def push(*v: Tensor) -> Any:
-                return jvp(lambda *p: f(p)[0], params, v)[1]
+                with TURN:
+                    return jvp(lambda *p: f(p)[0], params, v)[1]
 
             return self._by_chunks(push, V, chunk)
 
@@ -155,7 +158,7 @@ def _sandwich_of_one(
     f: Differentiable, at_: Parameters, v: Blocks, middle: Middle
 ) -> tuple[Blocks, Aux]:
     """One column: dual numbers forward, plain autograd back."""
-    with forward_ad.dual_level(), torch.enable_grad(), at_.leaves() as params:
+    with TURN, forward_ad.dual_level(), torch.enable_grad(), at_.leaves() as params:
         duals = [forward_ad.make_dual(p, t[0]) for p, t in zip(params, v, strict=True)]
         with Duals(duals, params, [t[0] for t in v]):
             outputs, on_the_way = f(duals)

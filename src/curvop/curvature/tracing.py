@@ -29,6 +29,7 @@ from curvop.curvature.differentiation import (
 )
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.rewriting import alike, rewrite
+from curvop.curvature.substitution import TURN
 from curvop.curvature.torch_func import hessian_map
 from curvop.operators.layout import Blocks
 
@@ -62,9 +63,10 @@ class Recordable:
         chunk: ChunkSize,
     ) -> tuple[Blocks, Aux]:
         """Forward, middle, backward; the primal that they share is merged later."""
-        outputs, U, on_the_way = jvp(  # type: ignore[misc]
-            lambda *p: f(p), at.tensors, tuple(b[0] for b in V), has_aux=True
-        )
+        with TURN:
+            outputs, U, on_the_way = jvp(  # type: ignore[misc]
+                lambda *p: f(p), at.tensors, tuple(b[0] for b in V), has_aux=True
+            )
         W, aux = middle(outputs, [u[None] for u in U])
         _, pull = vjp(lambda *p: f(p)[0], *at.tensors)  # type: ignore[misc]
         return [b[None] for b in pull(tuple(w[0] for w in W))], (*on_the_way, *aux)

@@ -21,6 +21,7 @@ from curvop.curvature.graph import gradient, pullback
 from curvop.curvature.probing import probe
 from curvop.curvature.reading import refuse_reading
 from curvop.diagonals.by_gradients import ByGradients
+from curvop.diagonals.columns import ByColumns
 from curvop.diagonals.computation import Way
 from curvop.diagonals.layer_sums import (
     NUMBERS,
@@ -235,4 +236,4 @@ def ways_by_curvature(G: CurvatureLinearOperator) -> tuple[Way, ...]:
     Args:
         G: The GGN for the same model, loss and data.
     """
-    return ByCurvature(G), ByCurvature()
+    return ByCurvature(G), ByCurvature(), ByColumns()

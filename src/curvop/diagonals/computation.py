@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator, nested
+from curvop.curvature.composed import with_its_kernels
 from curvop.curvature.dependence import check_dependence
 from curvop.curvature.differentiation import Aux
 from curvop.curvature.distributed import all_reduce, failing_together
@@ -44,6 +45,7 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
     """The diagonal over all batches and ranks, and how it was computed."""
     wide = torch.promote_types(A.dtype, torch.float32)  # sums of half precision
     way: Way | None = None
+    A = with_its_kernels(A)
     with surroundings(A._data):
         sums = [torch.zeros_like(p.detach(), dtype=wide) for p in A._parameters.tensors]
         loss = torch.zeros((), dtype=wide, device=A.device)
