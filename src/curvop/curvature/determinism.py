@@ -14,6 +14,7 @@ from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.graph import gradient
 from curvop.curvature.probing import differ, refuse_not_finite, tolerance
 from curvop.curvature.proof import Proof, few, probes, prove, subject
+from curvop.curvature.reading import refuse_hidden
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
@@ -92,6 +93,7 @@ def _proven(
     """The ways that are right on a few data, or why there is none."""
     try:
         for part in sample:
+            refuse_hidden(op, part.X, part.y)
             return prove(op._ways, subject(op, part.X, part.y), probes(op))
     except Exception as error:
         return error

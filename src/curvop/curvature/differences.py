@@ -173,7 +173,18 @@ class Differences:
         with preserved(at.device), at.moved([b[0] for b in v], h) as there:
             pairs = zip(there.tensors, start, strict=True)
             with _HeldPadding({t.data_ptr(): p for t, p in pairs}):
-                return [b.detach() for b in f(there)]
+                return _apart([b.detach() for b in f(there)])
+
+
+def _apart(blocks: Blocks) -> Blocks:
+    """Blocks that can be written to: autograd may return one tensor for two."""
+    seen: set[int] = set()
+    apart = []
+    for b in blocks:
+        address = b.untyped_storage().data_ptr()
+        apart.append(b.clone() if address in seen else b)
+        seen.add(address)
+    return apart
 
 
 def _values(f: Differentiable, at: Parameters) -> tuple[tuple[Tensor, ...], Aux]:

@@ -30,6 +30,8 @@ from curvop.curvature.differentiation import (
 from curvop.curvature.parameters import Given, as_parameters, constant
 from curvop.curvature.probing import differ, not_finite, probe, refuse_not_finite
 from curvop.curvature.proof import (
+    ROUGH,
+    ROUNDED,
     UNCHECKED,
     Proof,
     Subject,
@@ -249,7 +251,7 @@ class JacobianLinearOperator(LinearOperator):
     def _push_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
         """``J V`` of one batch, ``[K, n, *c]``."""
         if way is not self._ways[0] and self._proof.doubt != UNCHECKED:
-            prove((way,), self._subject(*few((X, None), self._predicted)), probes(self))
+            prove((way,), self._subject(X, None), probes(self))
         J = self
         if isinstance(way, Differences):
             J, X, V = self._in_double(X, V)
@@ -282,7 +284,7 @@ class JacobianLinearOperator(LinearOperator):
         def check(way: Differentiation, V: Blocks, JV: Blocks) -> None:
             with preserved(self._parameters.device):
                 JtJV = way.vjp(f, at, lambda o: [JV[0].to(o[0].dtype)], None)
-            check_adjoint(V, JV, JtJV)
+            check_adjoint(V, JV, JtJV, ROUNDED.get(dtype, ROUGH))
 
         in_double = functools.cache(lambda: _subject(*doubled(self, X, y)))
         return Subject(

@@ -334,6 +334,8 @@ def _of_module(
     slots = [slot for slot, _ in places]
     buffers, kernels = buffer_slots([module]), kernels_for([module])
     is_mirrored = can_be_mirrored(module)
+    # embeddings with max_norm write into their weight as they are called
+    renormalised = {id(m) for m in module.modules() if getattr(m, "max_norm", None)}
     index = {
         (id(m), key): position[id(p)]
         for m in module.modules()
@@ -359,7 +361,8 @@ def _of_module(
         def model(p: Sequence[Tensor], X: Any) -> Any:
             def parameter(owner: int, key: str, q: Tensor) -> Tensor:
                 i = index.get((owner, key))
-                return cast(constant(q)) if i is None else p[i]
+                there = cast(constant(q)) if i is None else p[i]
+                return there.clone() if owner in renormalised else there
 
             if is_mirrored:
                 with kernels():

@@ -12,6 +12,8 @@ from curvop.curvature import nested
 from curvop.curvature.distributed import failing_together
 from curvop.curvature.losses import Loss
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.probing import differ
+from curvop.curvature.proof import shifted
 
 if TYPE_CHECKING:
     from curvop.curvature.base import CurvatureLinearOperator
@@ -54,6 +56,33 @@ def refuse(names: Sequence[str]) -> None:
             "the loss and add its matrix, as in G + 2 * c * "
             "IdentityLinearOperator.like(G); or leave the loss's own parameters out of "
             "params."
+        )
+
+
+def refuse_hidden(op: CurvatureLinearOperator, X: Any, y: Any) -> None:
+    """Refuse a loss that reaches the module on a way that was not found.
+
+    By a class attribute or a weak reference, say: with other values in the module, the loss
+    of a fixed prediction is another one.
+
+    Raises:
+        ValueError: If it does.
+    """
+    at, loss = op._parameters, op._loss
+    is_own = not loss.is_trusted or callable(op._source.reduction)
+    if not (is_own and at.functional) or at.read:
+        return
+    with torch.no_grad():
+        prediction = op._predict(at.tensors, X)
+        before = loss.total(prediction, y)
+        with at.place(shifted(at).tensors):
+            after = loss.total(prediction, y)
+    if differ(before, after):
+        raise ValueError(
+            f"{loss.name} depends on parameters of the model by itself, but refers to them "
+            "in a way that cannot be followed (a class attribute, a weak reference, …): "
+            "their part of the derivatives would be missing. Refer to the model in a "
+            "closure, or as an attribute of the loss."
         )
 
 

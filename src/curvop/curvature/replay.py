@@ -14,7 +14,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curvop.curvature.columns import at
-from curvop.curvature.differentiation import apply_each, gather
+from curvop.curvature.differentiation import apply_each, gather, is_refusal
 from curvop.curvature.probing import differ
 from curvop.curvature.rewriting import fuse
 from curvop.curvature.tracing import Call, Recording, simplify
@@ -108,7 +108,12 @@ class Replay:
             fixed, moving = tensors[: len(kept)], tensors[len(kept) :]
             return vmap(lambda *v: self._tangent(*fixed, *v))(*moving)
 
-        graph = make_fx(functionalize(columns))(*kept, *V)
+        try:
+            graph = make_fx(functionalize(columns))(*kept, *V)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return None
         simplify(graph)
         fuse(graph)
 

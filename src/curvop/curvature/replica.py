@@ -64,7 +64,11 @@ def doubled(op: AnyOperator, X: Any, y: Any) -> tuple[AnyOperator, Any, Any]:
     """
     at, source = op._parameters, op._source
     if all(p.dtype == torch.float64 for p in at.tensors):
-        return op, X, y
+        # the model itself may still ask for less
+        same: dict[str, Any] = {"_parameters": replace(at, model=_within(at.model))}
+        if source.loss is not None:
+            same["_loss"] = _all_double(as_loss(source.loss, source.reduction))
+        return op._with(**same), X, y
     check_memory(at)
     if at.doubled is not None:
         parameters, loss = at.doubled(), _cast(source.loss)

@@ -48,19 +48,23 @@ def check_columns(one: Blocks, more: Blocks, rounding: float) -> None:
         raise WrongDerivativeError("several columns at once give another product than one")
 
 
-def check_adjoint(V: Blocks, JV: Blocks, JtJV: Blocks) -> None:
+def check_adjoint(
+    V: Blocks, JV: Blocks, JtJV: Blocks, rounding: float | None = None
+) -> None:
     """Compare ``⟨v, Jᵀ J v⟩`` with ``‖J v‖²`` for each column ``v``.
 
     Args:
         V: Columns, ``[K, *n_i]``.
         JV: Their products with ``J``.
         JtJV: The products of those with ``Jᵀ``.
+        rounding: Relative difference that is none, by default that of the type.
 
     Raises:
         WrongDerivativeError: If they differ by more than rounding.
     """
     v, u, w = (_columns(blocks) for blocks in (V, JV, JtJV))
-    rounding = tolerance(*(b.dtype for b in JtJV))
+    if rounding is None:
+        rounding = tolerance(*(b.dtype for b in JtJV))
     scale = v.norm(dim=1) * w.norm(dim=1) + u.norm(dim=1) ** 2
     # what is not finite compares as false: it is told of by whoever looks at the rows
     if bool((((v * w).sum(1) - u.square().sum(1)).abs() > rounding * scale).any()):

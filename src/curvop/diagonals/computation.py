@@ -117,7 +117,7 @@ def _check_entries(A: CurvatureLinearOperator, way: Way, X: Any, y: Any) -> None
     right = torch.stack([_entry(A, X, y, i, j) for i, j in at]).double()
     eps = max(torch.finfo(p.dtype).eps for p in A._parameters.tensors)
     rounding = 1e-7 if eps < 1e-12 else 1e-2 if eps < 1e-6 else 0.2
-    scale = max(float(d.abs().max()) for d in blocks)
+    scale = max(float(d.abs().max()) for d in blocks if d.numel())
     bound = rounding * torch.maximum(got.abs(), right.abs()) + 100 * eps * scale
     if not bool(((got - right).abs() <= bound).all()):
         raise WrongDiagonalError(f"entries {at} are {got}, not {right}")
