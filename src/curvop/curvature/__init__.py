@@ -13,6 +13,7 @@ from curvop.curvature.jacobian import (
 from curvop.curvature.jacobian_linearization import LinearizedJacobianLinearOperator
 from curvop.curvature.linearization import LinearizedLinearOperator
 from curvop.curvature.predictive import register_predictive
+from curvop.curvature.proof import Proof
 
 __all__ = [
     "CurvatureLinearOperator",
@@ -23,6 +24,7 @@ __all__ = [
     "LinearizedJacobianLinearOperator",
     "LinearizedLinearOperator",
     "NonDeterministicError",
+    "Proof",
     "TransposedJacobianLinearOperator",
     "WrongDerivativeError",
     "register_predictive",

@@ -322,14 +322,19 @@ class CurvatureLinearOperator(LinearOperator):
             V = leading(M)
             if V[0].shape[0] == 0:
                 return M
-            op: CurvatureLinearOperator = self
-            product, op = op._product(V)
+            product, op = self._product(V)
+            first = op
             while not_finite(product) is not None and len(op._ways) > 1:
                 if not_finite(V) is not None:
                     break
-                warn_of_change({op._ways[0].name: "a product is not finite"}, op._ways[1])
-                product, op = op._with(_ways=op._ways[1:])._product(V)
+                try:
+                    product, op = op._with(_ways=op._ways[1:])._product(V)
+                except RuntimeError:
+                    break  # what is told is that no other way did better
             refuse_not_finite(product, V, self._parameters.names)
+            if op is not first:
+                told = {first._ways[0].name: "a product is not finite"}
+                warn_of_change(told, op._ways[0])
             if not any(bool(b.any()) for b in product):
                 check_dependence(
                     self._parameters, self._data, self._loss, self._process_group

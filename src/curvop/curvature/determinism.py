@@ -12,7 +12,7 @@ from curvop.curvature import nested
 from curvop.curvature.dependence import check_dependence
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.graph import gradient
-from curvop.curvature.probing import differ, tolerance
+from curvop.curvature.probing import differ, refuse_not_finite, tolerance
 from curvop.curvature.proof import Proof, few, probes, prove, subject
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def check_deterministic(
     sample: list[Sample] = []
     *slope, loss, share = gradient_over_data(op, sample=sample)
     op._divisor(loss, share)
+    refuse_not_finite(slope, [], op._parameters.names, "gradient")
     if not any(bool(b.any()) for b in slope):
         check_dependence(op._parameters, op._data, op._loss, op._process_group)
     del slope  # its memory

@@ -186,10 +186,15 @@ class JacobianLinearOperator(LinearOperator):
             while not_finite([out]) is not None and len(J._ways) > 1:
                 if not_finite(V) is not None:
                     break
-                warn_of_change({J._ways[0].name: "a product is not finite"}, J._ways[1])
                 J = J._with(_ways=J._ways[1:])
-                out = J._push(V)
+                try:
+                    out = J._push(V)
+                except RuntimeError:
+                    break  # what is told is that no other way did better
             refuse_not_finite([out], V, None)
+            if J is not self:
+                told = {self._ways[0].name: "a product is not finite"}
+                warn_of_change(told, J._ways[0])
             if not bool(out.any()):
                 check_dependence(self._parameters, self._data)
         self._check_rows(out.shape[1])

@@ -19,7 +19,7 @@ from curvop.curvature.differentiation import first_that_works, is_refusal
 from curvop.curvature.keeping import Effort, Piece, held, merged, noted, storages
 from curvop.curvature.kept_graph import KeptGraph
 from curvop.curvature.linearization import refuse_if_changed, versions, warn_not_kept
-from curvop.curvature.probing import probe, tolerance
+from curvop.curvature.probing import probe, refuse_not_finite, tolerance
 from curvop.curvature.replay import Replay
 from curvop.curvature.substitution import TURN
 from curvop.curvature.surroundings import surroundings
@@ -100,6 +100,7 @@ class LinearizedJacobianLinearOperator(LinearOperator):
         tensors = self._J._parameters.tensors
         V = [v.to(p.dtype) for v, p in zip(leading(M), tensors, strict=True)]
         JV = torch.cat([batch.push(V) for batch in self._batches], 1).to(self.dtype)
+        refuse_not_finite([JV], V, None)
         return trailing([JV.reshape(-1, *self.codomain[0])])
 
     def _rmatmat(self, M: Blocks) -> Blocks:
@@ -110,6 +111,7 @@ class LinearizedJacobianLinearOperator(LinearOperator):
         for batch, u in zip(self._batches, parts, strict=True):
             for total, part in zip(sums, batch.pull(u), strict=True):
                 total += part
+        refuse_not_finite(sums, [U], self._J._parameters.names)
         return trailing(sums)
 
     def _transpose(self) -> LinearOperator:

@@ -136,6 +136,7 @@ def linearize(
             local, op = op._sum_over(batches, v)
             if op._process_group is None and not any(bool(b.any()) for b in local[:-2]):
                 check_dependence(op._parameters, op._data, op._loss)
+            refuse_not_finite(local[:-2], v, op._parameters.names)
             op = with_its_kernels(op)
         Z = op._divisor(*all_reduce(local[-2:], op._process_group))
         # whatever the form: its first product must be the one just computed

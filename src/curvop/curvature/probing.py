@@ -36,7 +36,9 @@ def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
     return bool((a - b).abs().max() > rounding * scale)
 
 
-def refuse_not_finite(product: Blocks, V: Blocks, names: Sequence[str] | None) -> None:
+def refuse_not_finite(
+    product: Blocks, V: Blocks, names: Sequence[str] | None, what: str = "product"
+) -> None:
     """Refuse a product with NaN or infinite entries, where the vector had none.
 
     Raises:
@@ -47,7 +49,7 @@ def refuse_not_finite(product: Blocks, V: Blocks, names: Sequence[str] | None) -
         return
     where = f"block {bad}" if names is None else f"parameter {names[bad]!r}"
     raise ValueError(
-        f"The product is not finite in {where}: a derivative does not exist there, or "
+        f"The {what} is not finite in {where}: a derivative does not exist there, or "
         "overflows. Look for the square root, power, norm or logarithm of zero."
     )
 
