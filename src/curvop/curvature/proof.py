@@ -223,21 +223,24 @@ class Truth:
         return 10 * self.error
 
     def distance(self, product: Blocks) -> float:
-        """Relative difference of another product: of all, or of a block far from right."""
-        off = [norm([a.to(b) - b]) for a, b in zip(product, self.product, strict=True)]
-        length = norm(self.product)
-        scale = max(length, SMALL * self.order)
-        if not scale:
-            return math.inf if any(off) else 0.0
-        # a block that is small beside the others, and yet above all rounding
-        dtypes = {b.dtype for b in product}
-        noise = length * (
-            SEEN[torch.float64] if dtypes == {torch.float64} else SEEN[torch.float32]
-        )
-        noise = max(noise, 10 * self.error * length)
-        parts = zip(off, self.product, strict=True)
-        worst = max((o / norm([b]) for o, b in parts if o > noise and norm([b])), default=0)
-        return max(math.hypot(*off) / scale, worst if worst > FAR else 0.0)
+        """Relative difference of another product."""
+        off = norm([a.to(b) - b for a, b in zip(product, self.product, strict=True)])
+        scale = max(norm(self.product), SMALL * self.order)
+        return off / scale if scale else (math.inf if off else 0.0)
+
+    def worst(self, product: Blocks) -> float:
+        """Relative difference of all, or of one block if that is far from right.
+
+        A block may be small beside the others, and yet above all rounding.
+        """
+        worst = self.distance(product)
+        seen = max(SEEN.get(b.dtype, 1.0) for b in product)
+        noise = norm(self.product) * max(seen, 10 * self.error)
+        for a, b in zip(product, self.product, strict=True):
+            off, length = norm([a.to(b) - b]), norm([b])
+            if off > noise and off > FAR * length:
+                worst = max(worst, off / length if length else math.inf)
+        return worst
 
 
 def prove(
@@ -277,13 +280,13 @@ def prove(
         product = _product(way, subject, v)
         rough = single()
         if rough is not None:
-            off = rough.distance(product)
+            off = rough.worst(product)
             if off <= ROUNDED.get(subject.dtype, ROUGH):
                 return Proof(called, off)
         found = known()
         if isinstance(found, str):
             return _near_by(way, called, subject, v, found)
-        off = found.distance(product)
+        off = found.worst(product)
         if off <= ROUNDED.get(subject.dtype, ROUGH) + found.margin:
             return Proof(called, off)
         return _judged(way, called, found, v, off)
@@ -349,7 +352,7 @@ def _near_by(
     if isinstance(right, str) or not is_gradient(s):
         subject.check_symmetry(way)
         return Proof(called, doubt=doubt)
-    off = right.distance(s.multiply(way, [b.double() for b in v]))
+    off = right.worst(s.multiply(way, [b.double() for b in v]))
     if off <= EXACT + right.margin:
         return Proof(called, off, is_near_by=True)
     raise WrongDerivativeError(_OFF.format(off))
@@ -368,7 +371,7 @@ def _judged(
     """
     exact = off
     if right.subject.dtype is torch.float64:
-        exact = right.distance(right.subject.multiply(way, [b.double() for b in v]))
+        exact = right.worst(right.subject.multiply(way, [b.double() for b in v]))
         if exact <= EXACT + right.margin:
             doubt = None if off <= ROUGH else f"rounding makes {off:.0e} of a product"
             return Proof(called, off, doubt)
