@@ -328,3 +328,169 @@ def test_errors_come_through(name: str, where: str, when: str, error: Exception)
     with pytest.raises(type(error), match=r"^unplugged$") as info:
         use()
     assert info.value is error
+
+
+# ------------------------------------------------------------ found by a stranger
+
+
+class Part(nn.Module):
+    """A network, and beside it a small part with a wrong second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        self.w = nn.Parameter(torch.tensor([0.3, -0.8, 0.5]).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * self.net(x) + 1e-3 * WrongSquare.apply(x * self.w).sum(1, keepdim=True)
+
+
+class WrongSquare(torch.autograd.Function):
+    """Its derivative refers to an intermediate that autograd does not know."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.slope = 2 * x.detach()
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        slope: Tensor = ctx.slope
+        return g * slope
+
+
+def small_problem(seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    X, Y = torch.randn(12, 3, generator=g), torch.randn(12, 2, generator=g)
+    return X.double(), Y.double()
+
+
+def test_small_block_is_compared_by_itself() -> None:
+    torch.manual_seed(0)
+    model = Part()
+    with pytest.warns(UserWarning, match="custom function WrongSquare"):
+        H = HessianLinearOperator(model, nn.MSELoss(), model, [small_problem()])
+    assert H.differentiation == "differences"
+
+
+class Stopped(nn.Module):
+    """Divides by a norm that counts as constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net(x)
+        return z / z.detach().norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stopped_gradients_are_not_proven(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Stopped()
+    for cls in (HessianLinearOperator, GGNLinearOperator):
+        A = cls(model, nn.MSELoss(), model, [small_problem(seed)])
+        assert A.proof.doubt is not None
+
+
+class Hidden:
+    """A loss with the model as an attribute of its class."""
+
+    model: nn.Module
+
+    def __call__(self, f: Tensor, y: Tensor) -> Tensor:
+        decay = torch.stack([p.square().sum() for p in self.model.parameters()]).sum()
+        return (f - y).square().mean() + 0.1 * decay
+
+
+@pytest.mark.parametrize("cls", [HessianLinearOperator, GGNLinearOperator])
+def test_hidden_references_of_a_loss_are_refused(cls: Any) -> None:
+    Hidden.model = model = nn.Linear(3, 2).double()
+    with pytest.raises(ValueError, match="Hidden depends on parameters of the model"):
+        cls(model, Hidden(), model, [small_problem()], reduction="mean")
+
+
+class Single(nn.Module):
+    """Asks for single precision inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).float().tanh().double()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("cls", [HessianLinearOperator, GGNLinearOperator])
+def test_single_precision_inside_is_proven(cls: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Single()
+    A = cls(model, nn.MSELoss(), model, [small_problem(seed)])
+    assert A.differentiation == "func"
+    assert A.proof.doubt is None
+
+
+def test_parts_of_a_prediction_that_share_a_gradient() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2).double()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            z = self.net(x)
+            return z, z.sin()
+
+    def loss(f: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        return (f[0] + f[1] - y).cosh().mean()
+
+    model = Two()
+    G = GGNLinearOperator(model, loss, model, [small_problem()], reduction="mean")
+    assert G.proof.doubt is None
+
+
+def test_max_norm_of_an_embedding_leaves_the_weight() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=0.5), nn.Linear(3, 2)).double()
+    before = model[0].weight.detach().clone()
+    data = [(torch.tensor([0, 3, 3, 4]), torch.zeros(4, 2).double())]
+    H = HessianLinearOperator(model, nn.MSELoss(), model, data)
+    H @ torch.ones(H.shape[1]).double()
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("K", [7, 8, 9])
+def test_recordings_that_cannot_be_widened(K: int) -> None:
+    class Decomposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.net(x).view(-1, 2, 2)
+            return torch.linalg.eigvalsh(z + z.mT)
+
+    model = Decomposed()
+    G = GGNLinearOperator(model, nn.MSELoss(), model, [small_problem()])
+    V = torch.randn(G.shape[1], K, generator=torch.Generator().manual_seed(1)).double()
+    L = G.linearize()
+    assert (L @ V - G @ V).norm() <= 1e-10 * (G @ V).norm()
+
+
+def test_parameters_without_entries() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2).double()
+            self.none = nn.Parameter(torch.zeros(0, 3).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x) + (x @ self.none.T).sum(1, keepdim=True)
+            return out
+
+    model, data = Empty(), [small_problem()]
+    H = HessianLinearOperator(model, nn.MSELoss(), model, data)
+    D = HessianDiagonalLinearOperator(model, nn.MSELoss(), model, data)
+    dense = H.to_dense()
+    assert torch.allclose(H.linearize().to_dense(), dense)
+    assert torch.allclose(D.to_dense(), dense.diag().diag())

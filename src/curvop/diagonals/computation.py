@@ -110,8 +110,8 @@ def _check_entries(A: CurvatureLinearOperator, way: Way, X: Any, y: Any) -> None
         WrongDiagonalError: If one differs.
     """
     blocks, _ = way(A, X, y)
-    n = len(blocks)
-    some = sorted({i * n // ENTRIES for i in range(ENTRIES)})
+    filled = [i for i, b in enumerate(blocks) if b.numel()]
+    some = sorted({filled[i * len(filled) // ENTRIES] for i in range(ENTRIES)})
     at = [(i, _place(blocks[i])) for i in some]
     got = torch.stack([blocks[i].flatten()[j] for i, j in at]).double()
     right = torch.stack([_entry(A, X, y, i, j) for i, j in at]).double()
@@ -151,7 +151,7 @@ def entries(
         E = torch.zeros(len(i), A.shape[0], dtype=A.dtype, device=A.device)
         E[rows, i] = 1
         units = E.split([p.numel() for p in tensors], 1)
-        V = [e.reshape(-1, *p.shape) for e, p in zip(units, tensors, strict=True)]
+        V = [e.reshape(len(e), *p.shape) for e, p in zip(units, tensors, strict=True)]
         A, (product, tally) = A._matmat_one(X, y, V)
         parts.append(torch.cat([b.reshape(len(i), -1) for b in product], 1)[rows, i])
     return torch.cat(parts), tally
