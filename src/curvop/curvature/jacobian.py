@@ -279,7 +279,7 @@ class JacobianLinearOperator(LinearOperator):
         def multiply(way: Differentiation, V: Blocks) -> Blocks:
             V = [v.to(p.dtype) for v, p in zip(V, at.tensors, strict=True)]
             with preserved(self._parameters.device):
-                return [b.to(dtype) for b in way.jvp(f, at, V, None)]
+                return [b.to(dtype) for b in way.jvp(f, at, V, self._chunk_size)]
 
         def check(way: Differentiation, V: Blocks, JV: Blocks) -> None:
             with preserved(self._parameters.device):
@@ -294,7 +294,6 @@ class JacobianLinearOperator(LinearOperator):
             lambda _way: None,
             risk,
             ("jvp",),
-            self._chunk_size != 1,
             in_double,
             lambda: self._with(_parameters=shifted(at))._subject(X, y),
         )

@@ -51,6 +51,8 @@ FEW = 4  # data that a way is proven on; of small batches two
 EXACT = 1e-6
 ROUNDED = {torch.float64: EXACT, torch.float32: 1e-3}
 ROUGH = 0.1  # in half precision
+# Below this no wrong rule is; above, the product is looked at in double precision.
+SURE, EVEN_IN_HALF = {torch.float64: EXACT, torch.float32: 1e-4}, 1e-2
 # One step, so short that it hardly crosses a kink, and rounding is well below the above.
 SHORT, SHORTEST = 1e-7, 1e-8
 # Of a block that is off by more than so much of all and of itself, the rule is wrong.
@@ -98,7 +100,6 @@ class Subject:
             what can be told where differences cannot.
         risk: A scalar function of the parameters whose derivatives the matrix is made of.
         kinds: Of which kind those are.
-        is_vectorised: Whether several columns may be multiplied at once.
         doubled: The same in double precision.
         near_by: The same at parameters that are a percent away.
     """
@@ -109,7 +110,6 @@ class Subject:
     check_symmetry: Callable[[Differentiation], None]
     risk: Differentiable
     kinds: tuple[Kind, ...]
-    is_vectorised: bool
     doubled: Callable[[], Subject]
     near_by: Callable[[], Subject]
 
@@ -152,7 +152,6 @@ def subject(op: CurvatureLinearOperator, X: Any, y: Any) -> Subject:
         symmetry,
         risk,
         op._derivatives,
-        op._columns_per_pass(X) != 1,
         functools.cache(lambda: subject(*doubled(op, X, y))),
         lambda: subject(op._with(_parameters=shifted(op._parameters)), X, y),
     )
@@ -233,14 +232,17 @@ class Truth:
 
         A block may be small beside the others, and yet above all rounding.
         """
-        worst = self.distance(product)
+        pairs = zip(product, self.product, strict=True)
+        off = _norms([a.to(b) - b for a, b in pairs])
+        length = _norms(self.product)
+        scale = max(float(length.norm()), SMALL * self.order)
+        if not scale:
+            return math.inf if bool(off.any()) else 0.0
         seen = max(SEEN.get(b.dtype, 1.0) for b in product)
-        noise = norm(self.product) * max(seen, 10 * self.error)
-        for a, b in zip(product, self.product, strict=True):
-            off, length = norm([a.to(b) - b]), norm([b])
-            if off > noise and off > FAR * length:
-                worst = max(worst, off / length if length else math.inf)
-        return worst
+        noise = length.norm() * max(seen, 10 * self.error)
+        far = (off > noise) & (off > FAR * length)
+        worst = torch.where(far, off / length, 0).max()  # of a block that is zero, infinite
+        return max(float(off.norm()) / scale, float(worst))
 
 
 def prove(
@@ -281,13 +283,13 @@ def prove(
         rough = single()
         if rough is not None:
             off = rough.worst(product)
-            if off <= ROUNDED.get(subject.dtype, ROUGH):
+            if off <= SURE.get(subject.dtype, EVEN_IN_HALF):
                 return Proof(called, off)
         found = known()
         if isinstance(found, str):
             return _near_by(way, called, subject, v, found)
         off = found.worst(product)
-        if off <= ROUNDED.get(subject.dtype, ROUGH) + found.margin:
+        if off <= SURE.get(subject.dtype, EVEN_IN_HALF) + found.margin:
             return Proof(called, off)
         return _judged(way, called, found, v, off)
 
@@ -323,7 +325,7 @@ def _product(way: Differentiation, subject: Subject, v: Blocks) -> Blocks:
         WrongDerivativeError: If it is not, or something is not finite.
     """
     product = subject.multiply(way, v)
-    wide = vectorised(way) if subject.is_vectorised else None
+    wide = vectorised(way)
     for blocks in (product, [] if wide is None else subject.multiply(wide, v)):
         if not all(bool(b.isfinite().all()) for b in blocks):
             raise WrongDerivativeError("its product with a probe is not finite")
@@ -448,4 +450,9 @@ def is_gradient(subject: Subject) -> bool:
 
 def norm(blocks: Sequence[Tensor]) -> float:
     """Euclidean norm of all blocks together."""
-    return float(torch.stack([b.detach().double().norm() for b in blocks]).norm())
+    return float(_norms(blocks).norm())
+
+
+def _norms(blocks: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of each block."""
+    return torch.stack([b.detach().norm(dtype=torch.float64) for b in blocks])

@@ -85,10 +85,10 @@ class TorchFunc:
         def some(columns: slice) -> Blocks:
             # the same dropout as in the reverse graph; the generators run on at the end
             with preserved(at_.device) if columns.stop < K else nullcontext():
-                U = self._map(push, at(V, columns))
+                U = self._map(push, at(V, columns), chunk)
             W, aux = middle(outputs, U)
             tally.append(aux)
-            return self._map(lambda *w: pull(w), W)
+            return self._map(lambda *w: pull(w), W, chunk)
 
         with torch.no_grad():
             with preserved(at_.device):
@@ -123,11 +123,11 @@ class TorchFunc:
 
     def _by_chunks(self, fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
         K = V[0].shape[0]
-        return gather((self._map(fn, at(V, c)) for c in chunks(K, chunk)), K)
+        return gather((self._map(fn, at(V, c), chunk) for c in chunks(K, chunk)), K)
 
-    def _map(self, fn: Callable[..., Any], V: Blocks) -> Blocks:
+    def _map(self, fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
         """``fn`` of each column; vmap only pays for more than one."""
-        if V[0].shape[0] == 1 and not self.is_vectorised:
+        if V[0].shape[0] == 1 and not (self.is_vectorised and chunk != 1):
             return [out[None] for out in fn(*(v[0] for v in V))]
         return list(vmap(fn, randomness="same")(*V))
 
