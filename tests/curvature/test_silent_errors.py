@@ -342,21 +342,7 @@ class Part(nn.Module):
         self.w = nn.Parameter(torch.tensor([0.3, -0.8, 0.5]).double())
 
     def forward(self, x: Tensor) -> Tensor:
-        return 100 * self.net(x) + 1e-3 * WrongSquare.apply(x * self.w).sum(1, keepdim=True)
-
-
-class WrongSquare(torch.autograd.Function):
-    """Its derivative refers to an intermediate that autograd does not know."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.slope = 2 * x.detach()
-        return x**2
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        slope: Tensor = ctx.slope
-        return g * slope
+        return 100 * self.net(x) + 1e-3 * OfData.apply(x * self.w).sum(1, keepdim=True)
 
 
 def small_problem(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -368,7 +354,7 @@ def small_problem(seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_small_block_is_compared_by_itself() -> None:
     torch.manual_seed(0)
     model = Part()
-    with pytest.warns(UserWarning, match="custom function WrongSquare"):
+    with pytest.warns(UserWarning, match="custom function OfData"):
         H = HessianLinearOperator(model, nn.MSELoss(), model, [small_problem()])
     assert H.differentiation == "differences"
 

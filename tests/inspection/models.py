@@ -11,20 +11,13 @@ from torch.autograd.function import once_differentiable
 
 from curvop.inspection import Preflight, preflight
 from tests.cases.problem import Problem, normal, seeded
+from tests.sweep.custom import Cube
 
 PATIENCE = 300.0  # no test depends on how busy the machine is
 
 
-class RightCube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
+class RightCube(Cube):
+    """All right."""
 
 
 class WrongCube(RightCube):

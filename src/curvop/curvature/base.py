@@ -33,17 +33,16 @@ from curvop.curvature.differentiation import (
     RiskDifferentiation,
     Way,
     candidates,
+    finite_product,
     first_that_works,
-    warn_of_change,
 )
 from curvop.curvature.distributed import all_reduce, failing_together
 from curvop.curvature.losses import Loss, as_loss
 from curvop.curvature.parameters import Given, as_parameters
-from curvop.curvature.probing import not_finite, refuse_not_finite
 from curvop.curvature.proof import UNCHECKED, Proof, probes, prove, subject
 from curvop.curvature.reading import settled
 from curvop.curvature.reduction import Divisor, total_divisor
-from curvop.curvature.replica import Source, doubled
+from curvop.curvature.replica import NO_COPY, Source, doubled
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.unpacking import Unpack, takes_weight
 from curvop.operators.base import LinearOperator
@@ -322,26 +321,15 @@ class CurvatureLinearOperator(LinearOperator):
             V = leading(M)
             if V[0].shape[0] == 0:
                 return M
-            product, op = self._product(V)
-            first = op
-            while not_finite(product) is not None and len(op._ways) > 1:
-                if not_finite(V) is not None:
-                    break
-                try:
-                    product, op = op._with(_ways=op._ways[1:])._product(V)
-                except RuntimeError:
-                    break  # what is told is that no other way did better
-            refuse_not_finite(product, V, self._parameters.names)
-            if op is not first:
-                told = {first._ways[0].name: "a product is not finite"}
-                warn_of_change(told, op._ways[0])
+            names = self._parameters.names
+            product = finite_product(self, lambda op: op._product(V), V, names)
             if not any(bool(b.any()) for b in product):
                 check_dependence(
                     self._parameters, self._data, self._loss, self._process_group
                 )
             return trailing(product)
 
-    def _product(self, V: Blocks) -> tuple[list[Tensor], CurvatureLinearOperator]:
+    def _product(self, V: Blocks) -> tuple[Blocks, CurvatureLinearOperator]:
         """The product over all data, and the operator that knows which way works."""
         (*sums, loss, share), op = self._sum_over_all(V)
         Z = self._divisor(loss, share)
@@ -416,12 +404,11 @@ class CurvatureLinearOperator(LinearOperator):
         """In double precision, or in their own where no copy can be made."""
         try:
             op, X_, y_ = doubled(self, X, y)
-            product, tally = op._matmat_blocks(X_, y_, V)
+            return op._matmat_blocks(X_, y_, V)
         except InaccurateError:
             raise
-        except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+        except NO_COPY:
             return self._matmat_blocks(X, y, V)
-        return product, tally
 
     def _columns_per_pass(self, X: Any) -> int | None:
         """How many columns are multiplied at once."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, final
 
 from curvop.curvature.columns import ChunkSize
 from curvop.curvature.composed_kernels import ComposedKernels
@@ -15,18 +14,13 @@ from curvop.curvature.differentiation import (
     Differentiation,
     Middle,
 )
+from curvop.curvature.kernels import within
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.torch_func import TorchFunc
 from curvop.operators.layout import Blocks
 
 if TYPE_CHECKING:
-    from curvop.curvature.base import CurvatureLinearOperator
-    from curvop.curvature.jacobian import JacobianLinearOperator
-
-    AnyOperator = TypeVar("AnyOperator", CurvatureLinearOperator, JacobianLinearOperator)
-
-
-Value = TypeVar("Value")
+    from curvop.curvature.differentiation import AnyOperator
 
 
 @final
@@ -49,7 +43,7 @@ class Composed:
         self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
         """``∇²f V``."""
-        return self.way.hessian(_composed(f), at, V, chunk)
+        return self.way.hessian(within(ComposedKernels, f), at, V, chunk)
 
     def sandwich(
         self,
@@ -60,17 +54,17 @@ class Composed:
         chunk: ChunkSize,
     ) -> tuple[Blocks, Aux]:
         """``Jᵀ B J V``."""
-        return self.way.sandwich(_composed(f), at, V, middle, chunk)
+        return self.way.sandwich(within(ComposedKernels, f), at, V, middle, chunk)
 
     def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
         """``J V``."""
-        return self.way.jvp(_composed(f), at, V, chunk)
+        return self.way.jvp(within(ComposedKernels, f), at, V, chunk)
 
     def vjp(
         self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
     ) -> Blocks:
         """``Jᵀ U``."""
-        return self.way.vjp(_composed(f), at, U, chunk)
+        return self.way.vjp(within(ComposedKernels, f), at, U, chunk)
 
 
 def vectorised(way: Differentiation) -> Differentiation | None:
@@ -86,12 +80,4 @@ def with_its_kernels(op: AnyOperator) -> AnyOperator:
     if not isinstance(op._ways[0], Composed):
         return op
     at = op._parameters
-    return op._with(_parameters=replace(at, model=_composed(at.model)))
-
-
-def _composed(f: Callable[..., Value]) -> Callable[..., Value]:
-    def g(*args: Any) -> Value:
-        with ComposedKernels():
-            return f(*args)
-
-    return g
+    return op._with(_parameters=replace(at, model=within(ComposedKernels, at.model)))

@@ -12,6 +12,8 @@ from torch.nn import _reduction
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
+from curvop.curvature.kernels import within
+
 Value = TypeVar("Value")
 
 
@@ -27,12 +29,7 @@ class ComposedLosses(TorchFunctionMode):
 
 def composed(loss: Callable[[Any, Any], Value]) -> Callable[[Any, Any], Value]:
     """The same loss, differentiable twice even where torch's kernel is not."""
-
-    def evaluate(prediction: Any, y: Any) -> Value:
-        with ComposedLosses():
-            return loss(prediction, y)
-
-    return evaluate
+    return within(ComposedLosses, loss)
 
 
 def _reduce(terms: Tensor, size_average: Any, reduce: Any, reduction: str) -> Tensor:

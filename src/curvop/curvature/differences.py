@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from curvop.curvature.differentiation import (
 )
 from curvop.curvature.graph import gradient, in_graph, pull
 from curvop.curvature.parameters import Parameters, constant
+from curvop.curvature.probing import norm
 from curvop.curvature.randomness import preserved
 from curvop.operators.layout import Blocks
 
@@ -121,12 +122,12 @@ class Differences:
         Raises:
             InaccurateError: If no two steps agree.
         """
-        length = _norm(v)
+        length = norm(v)
         if length == 0 or not math.isfinite(length):
             return [(0 * length) * b[None] for b in self._at(f, at, v, 0.0)]
         dtype = at.tensors[0].dtype
         dtype = dtype if dtype in STEPS else torch.float32
-        size = 1 + _norm(at.tensors)
+        size = 1 + norm(at.tensors)
         if self._single is not None:
             h = self._single * size / length
             plus, minus = (self._at(f, at, v, s) for s in (h, -h))
@@ -137,7 +138,7 @@ class Differences:
         for e in STEPS[dtype]:
             h = e * size / length
             plus, minus = (self._at(f, at, v, s) for s in (h, -h))
-            order = _norm(plus) * length / size  # of the derivative
+            order = norm(plus) * length / size  # of the derivative
             sides = zip(plus, minus, here, strict=True)
             bend = [((p - c) + (m - c)).div_(2 * h) for p, m, c in sides]
             now = [p.sub_(m).div_(2 * h) for p, m in zip(plus, minus, strict=True)]
@@ -148,8 +149,8 @@ class Differences:
                 kink = [
                     (r * a - b) / (r - 1) for a, b in zip(bend, bend_before, strict=True)
                 ]
-                scale = max(_norm(now), SMALL * order)
-                worst = max(_norm(change), _norm(kink))
+                scale = max(norm(now), SMALL * order)
+                worst = max(norm(change), norm(kink))
                 off = worst / scale if scale else 0.0
                 if not best or off < error:
                     c = 1 / (r**2 - 1)  # of the error of order h²
@@ -190,22 +191,6 @@ def _apart(blocks: Blocks) -> Blocks:
 def _values(f: Differentiable, at: Parameters) -> tuple[tuple[Tensor, ...], Aux]:
     with torch.no_grad():
         return f([constant(p) for p in at.tensors])
-
-
-def _norm(tensors: Sequence[Tensor], scale: float = 1.0) -> float:
-    """Euclidean norm of all together, also where squares under- or overflow."""
-    parts = [
-        t.detach().double() / scale if scale != 1 else t.detach().double() for t in tensors
-    ]
-    lengths = torch.stack([torch.linalg.vector_norm(t) for t in parts])
-    length = scale * float(torch.linalg.vector_norm(lengths))
-    if scale == 1 and (length == 0 or math.isinf(length)):
-        largest = max(
-            (float(t.detach().abs().max()) for t in tensors if t.numel()), default=0
-        )
-        if 0 < largest < math.inf:
-            return _norm(tensors, largest)
-    return length
 
 
 class _HeldPadding(TorchFunctionMode):

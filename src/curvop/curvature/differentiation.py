@@ -5,14 +5,21 @@ from __future__ import annotations
 import builtins
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from curvop.curvature.columns import Apply, ChunkSize
 from curvop.curvature.parameters import Parameters
+from curvop.curvature.probing import not_finite, refuse_not_finite
 from curvop.operators.layout import Blocks
+
+if TYPE_CHECKING:
+    from curvop.curvature.base import CurvatureLinearOperator
+    from curvop.curvature.jacobian import JacobianLinearOperator
+
+    AnyOperator = TypeVar("AnyOperator", CurvatureLinearOperator, JacobianLinearOperator)
 
 Outputs = tuple[Tensor, ...]
 Aux = tuple[Tensor, ...]
@@ -179,6 +186,39 @@ def warn_of_change(refusals: dict[str, str], way: RiskDifferentiation) -> None:
     )
 
 
+def finite_product(
+    op: AnyOperator,
+    multiply: Callable[[AnyOperator], tuple[Blocks, AnyOperator]],
+    V: Blocks,
+    names: Sequence[str] | None,
+) -> Blocks:
+    """A product by the first way of an operator that gives finite numbers.
+
+    Args:
+        op: The operator.
+        multiply: ``operator ->`` its product, and the operator that knows the way.
+        V: What is multiplied; with numbers that are not finite, nothing is expected.
+        names: Of the blocks of the product.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    product, first = multiply(op)
+    op = first
+    if not_finite(product) is None or not_finite(V) is not None:
+        return product
+    while len(op._ways) > 1:
+        try:
+            product, op = multiply(op._with(_ways=op._ways[1:]))
+        except RuntimeError:
+            break  # what is told is that no other way did better
+        if not_finite(product) is None:
+            break
+    refuse_not_finite(product, V, names)
+    warn_of_change({first._ways[0].name: "a product is not finite"}, op._ways[0])
+    return product
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether autograd says that it cannot do something.
 
@@ -196,7 +236,7 @@ def is_refusal(error: Exception) -> bool:
     return where.split(".")[0] in ("torch", "backpack")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

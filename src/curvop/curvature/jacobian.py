@@ -24,11 +24,11 @@ from curvop.curvature.differentiation import (
     Outputs,
     Way,
     candidates,
+    finite_product,
     first_that_works,
-    warn_of_change,
 )
 from curvop.curvature.parameters import Given, as_parameters, constant
-from curvop.curvature.probing import differ, not_finite, probe, refuse_not_finite
+from curvop.curvature.probing import differ, probe, refuse_not_finite
 from curvop.curvature.proof import (
     ROUGH,
     ROUNDED,
@@ -41,7 +41,7 @@ from curvop.curvature.proof import (
     shifted,
 )
 from curvop.curvature.randomness import preserved
-from curvop.curvature.replica import Source, doubled
+from curvop.curvature.replica import NO_COPY, Source, doubled
 from curvop.curvature.surroundings import surroundings
 from curvop.curvature.symmetry import check_adjoint
 from curvop.curvature.unpacking import Unpack
@@ -184,19 +184,8 @@ class JacobianLinearOperator(LinearOperator):
     def _matmat(self, M: Blocks) -> Blocks:
         with surroundings(self._data):
             V = leading(M)
-            J, out = self, self._push(V)  # [K, N·C]
-            while not_finite([out]) is not None and len(J._ways) > 1:
-                if not_finite(V) is not None:
-                    break
-                J = J._with(_ways=J._ways[1:])
-                try:
-                    out = J._push(V)
-                except RuntimeError:
-                    break  # what is told is that no other way did better
-            refuse_not_finite([out], V, None)
-            if J is not self:
-                told = {self._ways[0].name: "a product is not finite"}
-                warn_of_change(told, J._ways[0])
+            # [K, N·C]
+            (out,) = finite_product(self, lambda J: ([J._push(V)], J), V, None)
             if not bool(out.any()):
                 check_dependence(self._parameters, self._data)
         self._check_rows(out.shape[1])
@@ -263,7 +252,7 @@ class JacobianLinearOperator(LinearOperator):
         try:
             J, X_, _ = doubled(self, X, None)
             J._predicted(X_, None)
-        except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+        except NO_COPY:
             return self, X, V
         return J, X_, [v.to(J._dtype) for v in V]
 

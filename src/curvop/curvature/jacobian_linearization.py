@@ -132,8 +132,9 @@ def linearize(
     J = with_its_kernels(J)
     with surroundings(J._data):
         inputs = [X for X, _ in J._data.batches("linearize")]
-        check_dependence(J._parameters, J._data)
         right = _products(J, inputs)
+        if not bool(right[1].any()):
+            check_dependence(J._parameters, J._data)
 
         def result(
             form: _Form, batches: Sequence[Batch], nbytes: int, compiling: float
@@ -285,15 +286,13 @@ def _scratch(J: JacobianLinearOperator, inputs: Sequence[Any]) -> list[Batch]:
 
         def push(V: Blocks) -> Tensor:
             with surroundings(J._data):
-                ways = J._ways
-                return first_that_works(ways, lambda way: J._push_batch(way, X, V))[
-                    1
-                ].flatten(1)
+                _, part = first_that_works(J._ways, lambda w: J._push_batch(w, X, V))
+            return part.flatten(1)
 
         def pull(U: Tensor) -> Blocks:
             with surroundings(J._data):
-                ways = J._ways
-                return first_that_works(ways, lambda way: J._pull_batch(way, X, U)[0])[1]
+                _, (part, _) = first_that_works(J._ways, lambda w: J._pull_batch(w, X, U))
+            return part
 
         return Batch(push, pull, rows)
 

@@ -5,13 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+Value = TypeVar("Value")
+
+
+def within(
+    context: Callable[[], AbstractContextManager[Any]], f: Callable[..., Value]
+) -> Callable[..., Value]:
+    """The same function, evaluated within a context: of other kernels, say."""
+
+    def evaluate(*args: Any) -> Value:
+        with context():
+            return f(*args)
+
+    return evaluate
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,24 @@ def probe(blocks: Blocks) -> Blocks:
         uniform = torch.rand(b.shape, generator=generator, dtype=torch.float32)
         out.append(uniform.sub_(0.5).mul_(12**0.5).to(b))
     return out
+
+
+def norms(blocks: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of each block, in double precision."""
+    return torch.stack(
+        [torch.linalg.vector_norm(b.detach(), dtype=torch.float64) for b in blocks]
+    )
+
+
+def norm(blocks: Sequence[Tensor]) -> float:
+    """Euclidean norm of all blocks together, also where squares under- or overflow."""
+    length = float(norms(blocks).norm())
+    if length and math.isfinite(length):
+        return length
+    largest = max((float(b.detach().abs().max()) for b in blocks if b.numel()), default=0)
+    if not 0 < largest < math.inf:
+        return length
+    return largest * float(norms([b.detach().double() / largest for b in blocks]).norm())
 
 
 def tolerance(*dtypes: torch.dtype) -> float:

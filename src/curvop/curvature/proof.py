@@ -36,9 +36,9 @@ from curvop.curvature.differentiation import (
 )
 from curvop.curvature.graph import gradient
 from curvop.curvature.parameters import Parameters, constant
-from curvop.curvature.probing import probe
+from curvop.curvature.probing import norm, norms, probe
 from curvop.curvature.randomness import preserved
-from curvop.curvature.replica import doubled
+from curvop.curvature.replica import NO_COPY, doubled
 from curvop.curvature.symmetry import check_columns, check_symmetric
 from curvop.operators.layout import Blocks
 
@@ -202,7 +202,7 @@ def few(batch: tuple[Any, Any], risk: Callable[[Any, Any], object]) -> tuple[Any
 
 @dataclass(frozen=True)
 class Truth:
-    """The product with the first column of a probe, by differences.
+    """The product with a probe, by differences.
 
     Attributes:
         subject: What was multiplied.
@@ -233,8 +233,8 @@ class Truth:
         A block may be small beside the others, and yet above all rounding.
         """
         pairs = zip(product, self.product, strict=True)
-        off = _norms([a.to(b) - b for a, b in pairs])
-        length = _norms(self.product)
+        off = norms([a.to(b) - b for a, b in pairs])
+        length = norms(self.product)
         scale = max(float(length.norm()), SMALL * self.order)
         if not scale:
             return math.inf if bool(off.any()) else 0.0
@@ -345,16 +345,13 @@ def _near_by(
     Raises:
         WrongDerivativeError: If the product is wrong there.
     """
-    try:
-        s = subject.doubled().near_by()
-    except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+    right: Truth | str = doubt
+    with suppress(*NO_COPY):
+        right = truth(subject.doubled().near_by(), v)
+    if isinstance(right, str) or not is_gradient(right.subject):
         subject.check_symmetry(way)
         return Proof(called, doubt=doubt)
-    right = truth(s, v)
-    if isinstance(right, str) or not is_gradient(s):
-        subject.check_symmetry(way)
-        return Proof(called, doubt=doubt)
-    off = right.worst(s.multiply(way, [b.double() for b in v]))
+    off = right.worst(right.subject.multiply(way, v))
     if off <= EXACT + right.margin:
         return Proof(called, off, is_near_by=True)
     raise WrongDerivativeError(_OFF.format(off))
@@ -373,7 +370,7 @@ def _judged(
     """
     exact = off
     if right.subject.dtype is torch.float64:
-        exact = right.worst(right.subject.multiply(way, [b.double() for b in v]))
+        exact = right.worst(right.subject.multiply(way, v))
         if exact <= EXACT + right.margin:
             doubt = None if off <= ROUGH else f"rounding makes {off:.0e} of a product"
             return Proof(called, off, doubt)
@@ -383,23 +380,22 @@ def _judged(
 
 
 def _single(subject: Subject, v: Blocks) -> Truth | None:
-    """The product with the first column by one difference, if there is a copy."""
+    """The product by one difference, if there is a copy."""
     try:
         s = subject.doubled()
         step = SHORT if subject.dtype == torch.float64 else SHORTEST
-        product = s.multiply(Differences(step), [b.double() for b in v])
-    except (MemoryError, RuntimeError, TypeError, ValueError, AttributeError):
+        product = s.multiply(Differences(step), v)
+    except NO_COPY:
         return None  # the reason is told by all steps
     return Truth(s, product, error=0.0, order=0.0)
 
 
 def truth(subject: Subject, v: Blocks) -> Truth | str:
-    """The product with the first column by differences, or why there is none."""
+    """The product by differences, or why there is none."""
     reason = ""
     for precision in ("double", "own"):
         try:
             s = subject.doubled() if precision == "double" else subject
-            v = [b.to(p) for b, p in zip(v, s.at.tensors, strict=True)]
             differences = Differences()
             product = s.multiply(differences, v)
             order = norm(s.slope(s.at)) * norm(v) / (1 + norm(s.at.tensors))
@@ -408,7 +404,7 @@ def truth(subject: Subject, v: Blocks) -> Truth | str:
             return f"{error} ({reason})" if reason else str(error)
         except MemoryError as error:
             reason = reason or str(error)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except NO_COPY as error:
             reason = reason or f"no copy in double precision ({first_line(error)})"
         if all(p.dtype == torch.float64 for p in subject.at.tensors):
             break
@@ -446,13 +442,3 @@ def is_gradient(subject: Subject) -> bool:
     except WrongDerivativeError:
         return False
     return True
-
-
-def norm(blocks: Sequence[Tensor]) -> float:
-    """Euclidean norm of all blocks together."""
-    return float(_norms(blocks).norm())
-
-
-def _norms(blocks: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of each block."""
-    return torch.stack([b.detach().norm(dtype=torch.float64) for b in blocks])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CellType, FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from curvop.curvature import nested
+from curvop.curvature.kernels import within
 from curvop.curvature.losses import Loss, as_loss
 from curvop.curvature.parameters import (
     Parameters,
@@ -27,13 +27,11 @@ from curvop.curvature.parameters import (
 from curvop.curvature.substitution import modules_in
 
 if TYPE_CHECKING:
-    from curvop.curvature.base import CurvatureLinearOperator
-    from curvop.curvature.jacobian import JacobianLinearOperator
+    from curvop.curvature.differentiation import AnyOperator
 
-    AnyOperator = TypeVar("AnyOperator", CurvatureLinearOperator, JacobianLinearOperator)
-
-Value = TypeVar("Value")
 VECTORS = 10  # of the size of the parameters, that a reference takes: leaves, products, …
+# What is raised where no copy can be made, or where it cannot be computed with.
+NO_COPY = (MemoryError, RuntimeError, TypeError, ValueError, AttributeError)
 SHARE = 0.5  # of the memory that is free, to be taken at most
 
 
@@ -63,22 +61,20 @@ def doubled(op: AnyOperator, X: Any, y: Any) -> tuple[AnyOperator, Any, Any]:
         RuntimeError: If a copy predicts something else, or with other parameters.
     """
     at, source = op._parameters, op._source
-    if all(p.dtype == torch.float64 for p in at.tensors):
-        # the model itself may still ask for less
-        same: dict[str, Any] = {"_parameters": replace(at, model=_within(at.model))}
-        if source.loss is not None:
-            same["_loss"] = _all_double(as_loss(source.loss, source.reduction))
-        return op._with(**same), X, y
-    check_memory(at)
-    if at.doubled is not None:
-        parameters, loss = at.doubled(), _cast(source.loss)
-    else:
-        parameters, loss = _copied(source, at)
-    parameters = replace(parameters, model=_within(parameters.model))
     inputs, targets = (nested.map_tensors(in_double, part) for part in (X, y))
-    if at.doubled is None:
-        _check(parameters, inputs, at, X)
-    fields = {"_parameters": parameters, "_dtype": torch.float64}
+    parameters, loss = at, source.loss  # the model may still ask for less
+    if any(p.dtype != torch.float64 for p in at.tensors):
+        check_memory(at)
+        if at.doubled is not None:
+            parameters, loss = at.doubled(), _cast(source.loss)
+        else:
+            parameters, loss = _copied(source, at)
+    fields: dict[str, Any] = {
+        "_parameters": replace(parameters, model=within(InDouble, parameters.model)),
+        "_dtype": torch.float64,
+    }
+    if parameters is not at and at.doubled is None:
+        _check(fields["_parameters"], inputs, at, X)
     if loss is not None:
         fields["_loss"] = _all_double(as_loss(loss, source.reduction))
     return op._with(**fields), inputs, targets
@@ -87,9 +83,9 @@ def doubled(op: AnyOperator, X: Any, y: Any) -> tuple[AnyOperator, Any, Any]:
 def _all_double(loss: Loss) -> Loss:
     return replace(
         loss,
-        total=_within(loss.total),
-        terms=None if loss.terms is None else _within(loss.terms),
-        divisor=_within(loss.divisor),
+        total=within(InDouble, loss.total),
+        terms=None if loss.terms is None else within(InDouble, loss.terms),
+        divisor=within(InDouble, loss.divisor),
     )
 
 
@@ -102,14 +98,6 @@ def _cast(loss: Any) -> Any:
         keywords = {k: nested.map_tensors(in_double, a) for k, a in loss.keywords.items()}
         return functools.partial(loss.func, *args, **keywords)
     return loss
-
-
-def _within(f: Callable[..., Value]) -> Callable[..., Value]:
-    def evaluate(*args: Any) -> Value:
-        with InDouble():
-            return f(*args)
-
-    return evaluate
 
 
 class InDouble(TorchFunctionMode):

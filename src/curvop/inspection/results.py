@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from curvop.curvature.differentiation import first_line as whole_first_line
+
 Matrix = Literal["Hessian", "GGN", "EF"]
 Method = Literal["finite differences"]
 Way = Literal["func", "backpack", "differences", "rows", "factored", "recorded", "graphs"]
@@ -266,7 +268,6 @@ def _plain(x: Any) -> Any:
 
 
 def first_line(error: BaseException, length: int = 160) -> str:
-    """An error in one line."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
+    """An error in one line of so many characters."""
+    line = whole_first_line(error).rstrip()
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
