@@ -8,6 +8,7 @@ from curvop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    LinearizedLinearOperator,
     NonDeterministicError,
     Proof,
     TransposedJacobianLinearOperator,
@@ -40,7 +41,6 @@ from curvop.kronecker import (
     KFACLinearOperator,
     KroneckerInverseLinearOperator,
 )
-from curvop.linearized import LinearizedLinearOperator
 from curvop.lowrank import (
     FactorColumnsLinearOperator,
     GramInverseLinearOperator,

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from curvop.curvature import JacobianLinearOperator
+from curvop.curvature import Form, JacobianLinearOperator
 from curvop.derivatives import is_refusal
 from curvop.linearized.budget import BatchProduct, Budget, held, merged, noted, storages
 from curvop.linearized.graphs import KeptGraph
-from curvop.linearized.operator import Form
 from curvop.linearized.replay import Replay
 from curvop.linearized.tracing import record
 from curvop.linearized.verification import verify, verify_columns, warn_not_kept

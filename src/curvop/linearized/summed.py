@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from curvop.curvature import CurvatureLinearOperator
+from curvop.curvature import CurvatureLinearOperator, Form
 from curvop.derivatives import is_refusal
 from curvop.linearized.budget import BatchProduct, Budget, Kept
 from curvop.linearized.factored import factored
 from curvop.linearized.graphs import graphs, scratch
-from curvop.linearized.operator import Form
 from curvop.linearized.recorded import recorded
 from curvop.linearized.rows import rows
 from curvop.linearized.verification import verify, verify_columns, warn_not_kept

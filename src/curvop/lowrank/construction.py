@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from curvop.linearized import refuse_if_changed, versions
+from curvop.curvature import refuse_if_changed, versions
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.derivation import Batch, Way, ways
 from curvop.lowrank.factor import GramFactor

@@ -1,4 +1,4 @@
-"""A matrix of derivatives linearised once, for many products."""
+"""What ``linearize()`` returns: the same matrix, with the work of a data pass kept."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Literal, Protocol, final
 
 from torch import Tensor
 
-from curvop.curvature import DifferentiatedLinearOperator
-from curvop.derivatives import leading, sized, trailing
+from curvop.derivatives import ChunkSize, leading, sized, trailing
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
 from curvop.operators.probing import refuse_not_finite
+from curvop.risk import Parameters
 
 Form = Literal["rows", "factored", "recorded", "graphs", "scratch"]
 
@@ -51,7 +51,9 @@ class LinearizedLinearOperator(LinearOperator):
 
     def __init__(
         self,
-        origin: DifferentiatedLinearOperator,
+        origin: LinearOperator,
+        at: Parameters,
+        chunk_size: ChunkSize,
         products: Products,
         form: Form,
         seconds: float,
@@ -68,7 +70,9 @@ class LinearizedLinearOperator(LinearOperator):
         self._products = products
         self._form = form
         self._seconds = seconds
-        self._versions = versions(origin.risk.parameters.watched)
+        self._parameters = at
+        self._chunk_size = chunk_size
+        self._versions = versions(at.watched)
 
     def nbytes(self) -> int:
         """Bytes that are kept beyond parameters and data."""
@@ -100,10 +104,10 @@ class LinearizedLinearOperator(LinearOperator):
         """A chunk, unless each product costs a collective."""
         if self._products.travels or not self.symmetric:
             return None
-        return sized(self.origin.chunk_size, self.shape[0])
+        return sized(self._chunk_size, self.shape[0])
 
     def _matmat(self, M: Blocks) -> Blocks:
-        parameters = self.origin.risk.parameters
+        parameters = self._parameters
         refuse_if_changed(parameters.watched, self._versions)
         V = leading(M)
         if self.symmetric and V[0].shape[0] == 0:
@@ -114,7 +118,7 @@ class LinearizedLinearOperator(LinearOperator):
         return trailing(self._shaped(product, self.codomain))
 
     def _rmatmat(self, M: Blocks) -> Blocks:
-        parameters = self.origin.risk.parameters
+        parameters = self._parameters
         refuse_if_changed(parameters.watched, self._versions)
         U = leading(M)
         product = self._products.multiply_transposed(U)
