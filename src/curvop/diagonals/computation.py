@@ -131,12 +131,10 @@ def _place(d: Tensor) -> int:
 
 def _entry(A: CurvatureLinearOperator, X: Any, y: Any, i: int, j: int) -> Tensor:
     """Entry ``j`` of block ``i``, by a product of that diagonal block of the matrix."""
-    parameters = A.risk.parameters.only(slice(i, i + 1))
-    shape = parameters.tensors[0].shape
+    shape = A.risk.parameters.tensors[i].shape
     v = torch.zeros(1, *shape, dtype=A.dtype, device=A.device)
     v.view(-1)[j] = 1
-    block = A._with(_parameters=parameters, _blocks=(slice(1),))
-    _, ((product,), _) = block.batch_product(X, y, [v])
+    _, ((product,), _) = A.only(slice(i, i + 1)).batch_product(X, y, [v])
     return product.flatten()[j]
 
 
