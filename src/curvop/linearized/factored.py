@@ -9,7 +9,7 @@ Jacobian of datum ``n`` is ``Σ_t δ_t ⊗ z_t``: the layer's input ``z`` and th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from curvop.derivatives import (
     chunks,
     gather,
 )
-from curvop.layers import Call, Calls
+from curvop.layers import Call, Calls, Linear
 from curvop.linearized.budget import BatchProduct, Budget, Kept, held, merged, storages
 from curvop.operators.layout import Blocks
 from curvop.risk import Batch, Parameters
@@ -72,7 +72,7 @@ class Factors:
 
     def tensors(self) -> list[Tensor]:
         """What is kept."""
-        return [*self.Ds, self.B, *(call.z for call in self.calls)]
+        return [*self.Ds, self.B, *(t for call in self.calls for t in call.tensors)]
 
 
 def factored(
@@ -139,7 +139,7 @@ class Factoring:
             NotFactorableError: If there are none, or a pass through the network is cheaper.
         """
         with torch.enable_grad(), at_.leaves() as params:
-            with Calls(params) as noted:
+            with Calls(params, every=True) as noted:
                 outputs, on_the_way = f(params)
             N, R = _check(noted, outputs)
             (output,) = outputs
@@ -155,7 +155,7 @@ class Factoring:
         )
         (E,), aux = middle((output.detach(),), [rows])
         B = E.reshape(R, N, R).movedim(1, 0)  # symmetric
-        calls = tuple(replace(call, z=call.z.detach(), edge=None) for call in noted.calls)
+        calls = tuple(call.without_graph() for call in noted.calls)
         self.factors = Factors(calls, Ds, B.contiguous())
         return self.factors.product(V), (*on_the_way, *aux)
 
@@ -175,7 +175,7 @@ def _check(noted: Calls, outputs: Outputs) -> tuple[int, int]:
     if len(outputs) != 1 or outputs[0].ndim == 0 or not outputs[0].requires_grad:
         raise NotFactorableError("the rows are not one tensor with the data leading")
     N = outputs[0].shape[0]
-    if any(call.z.shape[:1] != (N,) or call.shape[:1] != (N,) for call in noted.calls):
+    if any(call.leading != N or call.mixes_data for call in noted.calls):
         raise NotFactorableError("the layers do not have the data leading")
     R = outputs[0].numel() // max(N, 1)
     factored = sum(2 * c.multiplications + 2 * STREAM * R * c.size for c in noted.calls)
@@ -186,29 +186,26 @@ def _check(noted: Calls, outputs: Outputs) -> tuple[int, int]:
 
 def _push(call: Call, V: Blocks) -> Tensor:
     """``V z + c`` for ``K`` columns, ``[N, K, m]``."""
-    W = V[call.weight]
+    W = None if call.weight is None else V[call.weight]
     c = None if call.bias is None else V[call.bias]
-    K, N = W.shape[0], call.z.shape[0]
-    if call.function is F.linear:  # one product for all columns
+    K, N = len(V[0]), call.shape[0]
+    if isinstance(call, Linear) and W is not None:  # one product for all columns
         out: Tensor = F.linear(call.z, W.flatten(0, 1), None if c is None else c.flatten())
         out = out.unflatten(-1, (K, W.shape[1])).movedim(-2, 1)
         return out.reshape(N, K, -1)  # [N, K, *t, o]
-    columns = [call.push(W[k], None if c is None else c[k]) for k in range(K)]
+    columns = [call.jvp(*(None if t is None else t[k] for t in (W, c))) for k in range(K)]
     return torch.stack(columns, 1).flatten(2)
 
 
 def _pull(call: Call, U: Tensor, sums: Blocks) -> None:
     """Add ``Σ u ⊗ z`` for ``u`` ``[N, K, m]`` to the weight, ``Σ u`` to the bias."""
     U = U.unflatten(2, call.shape[1:])
-    W = sums[call.weight]
-    if call.function is F.linear:
+    if isinstance(call, Linear) and call.weight is not None:
         z = call.z.reshape(-1, call.z.shape[-1])
         columns = U.movedim(1, -2).flatten(-2).flatten(0, -2)  # [N·t, K·o]
-        W.view(-1, z.shape[1]).addmm_(columns.T, z)
-        over = [i for i in range(U.ndim - 1) if i != 1]
-    else:
-        for k, total in enumerate(W):
-            total += call.outer(U[:, k], total)
-        over = [i for i in range(U.ndim) if i not in (1, 2)]
+        sums[call.weight].view(-1, z.shape[1]).addmm_(columns.T, z)
+    elif call.weight is not None:
+        for k, total in enumerate(sums[call.weight]):
+            total += call.weight_gradient(U[:, k])
     if call.bias is not None:
-        sums[call.bias] += U.sum(over)
+        sums[call.bias] += call.bias_gradients(U.movedim(1, 0), len(U)).sum(1)

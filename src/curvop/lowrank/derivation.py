@@ -100,7 +100,7 @@ def ways(at: Parameters) -> tuple[Way, ...]:
 def _of_layers(batch: Batch) -> tuple[dict[int, Part], list[int]]:
     """Parts of the parameters of linear layers, and positions of others that are used."""
     with torch.enable_grad(), batch.at.leaves() as params:
-        with Calls(params) as noted:
+        with Calls(params, every=True) as noted:
             found = nested.differentiable(batch.at.model(params, batch.X))
         outputs = [o for o in found if o.requires_grad]
         S = [s for s, o in zip(batch.S, found, strict=True) if o.requires_grad]
