@@ -33,7 +33,7 @@ from curvop.derivatives.differentiation import (
     warn_of_change,
 )
 from curvop.derivatives.double_backward import DoubleBackward
-from curvop.derivatives.torch_func import hessian_map
+from curvop.derivatives.torch_func import TorchFunc, hessian_map
 
 __all__ = [
     "CALLED",
@@ -49,6 +49,7 @@ __all__ = [
     "Middle",
     "Outputs",
     "RiskDifferentiation",
+    "TorchFunc",
     "Way",
     "WrongDerivativeError",
     "apply_each",

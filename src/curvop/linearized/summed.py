@@ -14,10 +14,9 @@ from tqdm import tqdm
 from curvop.curvature import CurvatureLinearOperator, Form
 from curvop.derivatives import is_refusal
 from curvop.linearized.budget import BatchProduct, Budget, Kept
-from curvop.linearized.factored import factored
+from curvop.linearized.factored import factored, rows
 from curvop.linearized.graphs import graphs, scratch
 from curvop.linearized.recorded import recorded
-from curvop.linearized.rows import rows
 from curvop.linearized.verification import verify, verify_columns, warn_not_kept
 from curvop.operators.layout import Blocks
 from curvop.operators.probing import probe, refuse_not_finite, tolerance

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Size, nn
 
-from curvop.lowrank import parts
-from curvop.lowrank.parts import Outer, Stored, gram
+from curvop.linearized import rows
+from curvop.linearized.rows import Dense, Outer, gram
 from tests.comparing import error, random
 from tests.curvature import dense
-
-from .problems import network, operator
+from tests.lowrank.problems import network, operator
 
 
 def outer(G: int, N: int, R: int, T: int, m: int, d: int, seed: int) -> Outer:
@@ -29,12 +28,12 @@ sizes = st.integers(1, 3)
 @given(sizes, sizes, sizes, sizes, sizes, sizes, st.integers(1, 200))
 def test_products(G: int, N: int, R: int, T: int, m: int, d: int, at_once: int) -> None:
     part = outer(G, N, R, T, m, d, seed=0)
-    stored = Stored(part.rows().view(N, R, G * m, d))
+    entries = Dense(part.dense().view(N, R, G * m, d))
     v, u = random(4, G * m, d, seed=2), random(N, R, 4, seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "AT_ONCE", at_once)
-        assert error(part.push(v), stored.push(v)) <= 1e-13
-        assert error(part.pull(u), stored.pull(u)) <= 1e-13
+        patch.setattr(rows, "AT_ONCE", at_once)
+        assert error(part.jvp(v), entries.jvp(v)) <= 1e-13
+        assert error(part.vjp(u), entries.vjp(u)) <= 1e-13
 
 
 @given(sizes, sizes, sizes, sizes, sizes, sizes, sizes, sizes, st.integers(1, 200))
@@ -42,17 +41,17 @@ def test_gram(
     G: int, N: int, R: int, T: int, T_b: int, R_b: int, m: int, d: int, at_once: int
 ) -> None:
     a, b = outer(G, N, R, T, m, d, seed=0), outer(G, 2, R_b, T_b, m, d, seed=5)
-    expected = torch.einsum("nrp,msp->nrms", a.rows(), b.rows())
+    expected = torch.einsum("nrp,msp->nrms", a.dense(), b.dense())
     shape = (G * m, d)
-    stored = Stored(a.rows().view(N, R, *shape)), Stored(b.rows().view(2, R_b, *shape))
+    entries = Dense(a.dense().view(N, R, *shape)), Dense(b.dense().view(2, R_b, *shape))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "AT_ONCE", at_once)
-        for x in (a, stored[0]):
-            for y in (b, stored[1]):
+        patch.setattr(rows, "AT_ONCE", at_once)
+        for x in (a, entries[0]):
+            for y in (b, entries[1]):
                 assert error(gram(x, y, torch.float64), expected) <= 1e-13
-        assert error(parts._product_of_factors(a, b), expected) <= 1e-13
-        own = torch.einsum("nrp,msp->nrms", a.rows(), a.rows())
-        for x in (a, stored[0]):
+        assert error(rows._product_of_factors(a, b), expected) <= 1e-13
+        own = torch.einsum("nrp,msp->nrms", a.dense(), a.dense())
+        for x in (a, entries[0]):
             assert error(gram(x, x, torch.float64), own) <= 1e-13
 
 
@@ -90,6 +89,6 @@ def test_layers_are_kept_as_outer_products_where_that_pays() -> None:
     model = network(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 4))
     X = dense.normal(6, 30)
     A = operator(model, nn.MSELoss(), [(X, dense.normal(6, 4))]).factor()
-    ((_, piece),) = A.V._pieces()
-    assert [type(part) for part in piece.parts] == [Outer, Stored, Outer, Stored]
-    assert piece.nbytes < A.V.shape[0] * A.V.shape[1] * 8 / 5
+    ((_, kept),) = A.V._pieces()
+    assert [type(part) for part in kept.parts] == [Outer, Dense, Outer, Dense]
+    assert kept.nbytes < A.V.shape[0] * A.V.shape[1] * 8 / 5
