@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from curvop.autograd import pullback
-from curvop.derivatives import Aux, Outputs, TorchFunc
+from curvop.derivatives import Aux, Outputs, TorchFunc, chunks
 from curvop.layers import Calls
 from curvop.linearized.layer_rows import rows_of_layers, usable
 from curvop.linearized.rows import Dense, ParameterRows, Rows
@@ -117,7 +117,8 @@ def _by_layers(batch: RowsOfBatch, others: Callable[[Sequence[int]], Blocks]) ->
 
 def _dense_by_vmap(batch: RowsOfBatch, which: Sequence[int]) -> Blocks:
     step = max(1, ROWS_AT_ONCE // max(batch.R, 1))
-    return rows_by_vmap(batch.at, batch.X, batch.flat, which, step)
+    some = list(rows_by_vmap(batch.at, batch.X, batch.flat, which, step))
+    return some[0] if len(some) == 1 else [torch.cat(J) for J in zip(*some, strict=True)]
 
 
 def _dense_by_passes(batch: RowsOfBatch, which: Sequence[int], data: range) -> Blocks:
@@ -135,7 +136,7 @@ def _dense_by_passes(batch: RowsOfBatch, which: Sequence[int], data: range) -> B
 
 def rows_by_vmap(
     at: Parameters, X: Any, S: Tensor, which: Sequence[int], at_once: int
-) -> Blocks:
+) -> Iterator[Blocks]:
     """Dense rows ``sᵀ J``, each datum on its own and many at once.
 
     Args:
@@ -145,8 +146,8 @@ def rows_by_vmap(
         which: Positions of the parameters that are wanted.
         at_once: Number of data.
 
-    Returns:
-        ``[N, R, *n_i]`` for each of these parameters.
+    Yields:
+        ``[n, R, *n_i]`` for each of these parameters and consecutive data.
     """
     N = S.shape[1]
     values = [constant(p) for p in at.tensors]
@@ -165,10 +166,12 @@ def rows_by_vmap(
         way = TorchFunc(is_vectorised=True)
         return way.vjp(outputs, mine, lambda found: as_outputs(s[:, None], found), None)
 
-    data = [t for t in nested.tensors(X) if leads(t, N)]
-    axes = (1, *(0 for _ in data))
+    leading = [t for t in nested.tensors(X) if leads(t, N)]
+    axes = (1, *(0 for _ in leading))
     with torch.no_grad():
-        return list(vmap(of_datum, in_dims=axes, chunk_size=at_once)(S, *data))
+        for data in chunks(N, at_once):
+            some = (t[data] for t in leading)
+            yield list(vmap(of_datum, in_dims=axes)(S[:, data], *some))
 
 
 def rows_by_passes(
