@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import builtins
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,7 +42,7 @@ class WrongDerivativeError(RuntimeError):
     """No way to differentiate a model gives its derivatives."""
 
 
-class RiskDifferentiation(Protocol):
+class RiskDifferentiation(ABC):
     """Products with second derivatives of ``f(θ) -> (outputs, aux)`` at the parameters.
 
     ``V`` are blocks ``[K, *n_i]`` over the parameters, ``U`` blocks ``[K, *m_i]`` over
@@ -47,14 +50,17 @@ class RiskDifferentiation(Protocol):
     """
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What it is called in messages."""
 
+    @abstractmethod
     def hessian(
         self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
         """``∇²f V`` for a scalar ``f``."""
 
+    @abstractmethod
     def sandwich(
         self,
         f: Differentiable,
@@ -70,16 +76,70 @@ class RiskDifferentiation(Protocol):
         """
 
 
-class Differentiation(RiskDifferentiation, Protocol):
+class Differentiation(RiskDifferentiation):
     """Products with Jacobians, too."""
 
+    @abstractmethod
     def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
         """``J V``, blocks ``[K, *m_i]``."""
 
+    @abstractmethod
     def vjp(
         self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
     ) -> Blocks:
         """``Jᵀ U``, blocks ``[K, *n_i]``, for ``U`` that may depend on the outputs."""
+
+
+@dataclass(frozen=True)
+class Linearization:
+    """``f(θ + v) ≈ f(θ) + J v``.
+
+    Attributes:
+        outputs: ``f(θ)``.
+        aux: What ``f`` computes on the way.
+        jvp: ``J V``.
+        vjp: ``Jᵀ U``.
+    """
+
+    outputs: Outputs
+    aux: Aux
+    jvp: Apply
+    vjp: Apply
+
+
+class OnOneGraph(Differentiation):
+    """``J`` and ``Jᵀ`` on one graph, and all products with them."""
+
+    @abstractmethod
+    def linear(
+        self, f: Differentiable, at: Parameters
+    ) -> AbstractContextManager[Linearization]:
+        """``f`` at the parameters, for the time of the context."""
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """``Jᵀ B J V``."""
+        with self.linear(f, at) as near:
+            W, aux = middle(tuple(o.detach() for o in near.outputs), near.jvp(V))
+            return near.vjp(W), (*near.aux, *aux)
+
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
+        """``J V``."""
+        with self.linear(f, at) as near:
+            return near.jvp(V)
+
+    def vjp(
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """``Jᵀ U``."""
+        with self.linear(f, at) as near:
+            return near.vjp(U(near.outputs))
 
 
 AnyWay = TypeVar("AnyWay", bound=RiskDifferentiation)

@@ -19,6 +19,7 @@ from curvop.derivatives.differentiation import (
     Aux,
     Cotangents,
     Differentiable,
+    Differentiation,
     Middle,
     gather,
     only_tensor,
@@ -36,7 +37,7 @@ with warnings.catch_warnings():
 
 @final
 @dataclass(frozen=True)
-class TorchFunc:
+class TorchFunc(Differentiation):
     """Products by ``torch.func``; needs a model that is a function of its parameters.
 
     Attributes:

@@ -99,7 +99,7 @@ class Sandwich:
 
 
 @final
-class _Taken:
+class _Taken(RiskDifferentiation):
     """What an operator would multiply: the function of one batch, and the middle.
 
     Handed to an operator as its way to differentiate.

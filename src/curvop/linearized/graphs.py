@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from curvop.autograd import gradient, pull, pullback
 from curvop.derivatives import (
     Aux,
     ChunkSize,
-    Cotangents,
     Differentiable,
-    Middle,
+    Linearization,
+    OnOneGraph,
     Outputs,
     apply_each,
     only_tensor,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from curvop.curvature import CurvatureLinearOperator
 
 
-class KeptGraph:
+@final
+class KeptGraph(OnOneGraph):
     """The derivatives of one batch, whose graphs are built at the first product.
 
     A product asks for the same derivatives in the same order each time; the graphs are
@@ -64,37 +66,17 @@ class KeptGraph:
             g, leaves, aux = self._once(build)
             return apply_each(lambda v: pull(g, leaves, v), V), aux
 
-    def sandwich(
-        self,
-        f: Differentiable,
-        at: Parameters,
-        V: Blocks,
-        middle: Middle,
-        chunk: ChunkSize,
-    ) -> tuple[Blocks, Aux]:
+    @contextmanager
+    def linear(self, f: Differentiable, at: Parameters) -> Iterator[Linearization]:
         """``J v`` by transposing the graph of ``u ↦ Jᵀ u``, ``Jᵀ`` by reverse mode."""
         with torch.enable_grad(), at.leaves() as params:
-            outputs, u, Jt_u, leaves, on_the_way = self._once(
-                lambda: _both_ways(f, at, params)
+            outputs, u, Jt_u, leaves, aux = self._once(lambda: _both_ways(f, at, params))
+            yield Linearization(
+                outputs,
+                aux,
+                jvp=lambda V: apply_each(lambda v: pull(Jt_u, u, v), V),
+                vjp=lambda U: apply_each(lambda u: pull(outputs, leaves, u), U),
             )
-            U = apply_each(lambda v: pull(Jt_u, u, v), V)
-            W, aux = middle(tuple(o.detach() for o in outputs), U)
-            product = apply_each(lambda w: pull(outputs, leaves, w), W)
-            return product, (*on_the_way, *aux)
-
-    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
-        """``J v`` by transposing the graph of ``u ↦ Jᵀ u``."""
-        with torch.enable_grad(), at.leaves() as params:
-            _, u, Jt_u, *_ = self._once(lambda: _both_ways(f, at, params))
-            return apply_each(lambda v: pull(Jt_u, u, v), V)
-
-    def vjp(
-        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
-    ) -> Blocks:
-        """``Jᵀ u`` by reverse mode on the same graph."""
-        with torch.enable_grad(), at.leaves() as params:
-            outputs, _, _, leaves, _ = self._once(lambda: _both_ways(f, at, params))
-            return apply_each(lambda u: pull(outputs, leaves, u), U(outputs))
 
 
 def _both_ways(

@@ -168,10 +168,10 @@ def rows_by_vmap(
 
     leading = [t for t in nested.tensors(X) if leads(t, N)]
     axes = (1, *(0 for _ in leading))
-    with torch.no_grad():
-        for data in chunks(N, at_once):
-            some = (t[data] for t in leading)
-            yield list(vmap(of_datum, in_dims=axes)(S[:, data], *some))
+    for data in chunks(N, at_once):
+        with torch.no_grad():
+            rows = vmap(of_datum, in_dims=axes)(S[:, data], *(t[data] for t in leading))
+        yield list(rows)
 
 
 def rows_by_passes(
