@@ -1,10 +1,23 @@
 """Ways to differentiate the function of one batch."""
 
+from curvop.derivatives.choice import (
+    CALLED,
+    DOES,
+    Way,
+    WrongDerivativeError,
+    candidates,
+    first_line,
+    first_that_works,
+    is_refusal,
+    warn_of_change,
+)
 from curvop.derivatives.columns import (
     ChunkSize,
+    apply_each,
     at,
     check_chunk_size,
     chunks,
+    gather,
     leading,
     sized,
     trailing,
@@ -12,8 +25,6 @@ from curvop.derivatives.columns import (
 from curvop.derivatives.composed import vectorised, with_kernels_of
 from curvop.derivatives.differences import Differences, InaccurateError
 from curvop.derivatives.differentiation import (
-    CALLED,
-    DOES,
     Aux,
     Cotangents,
     Differentiable,
@@ -23,16 +34,7 @@ from curvop.derivatives.differentiation import (
     OnOneGraph,
     Outputs,
     RiskDifferentiation,
-    Way,
-    WrongDerivativeError,
-    apply_each,
-    candidates,
-    first_line,
-    first_that_works,
-    gather,
-    is_refusal,
     only_tensor,
-    warn_of_change,
 )
 from curvop.derivatives.double_backward import DoubleBackward
 from curvop.derivatives.torch_func import TorchFunc, hessian_map

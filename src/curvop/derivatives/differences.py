@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from curvop.autograd import gradient, pull
-from curvop.derivatives.columns import ChunkSize
+from curvop.derivatives.columns import ChunkSize, apply_each
 from curvop.derivatives.differentiation import (
     Aux,
     Cotangents,
     Differentiable,
     Differentiation,
     Middle,
-    apply_each,
     only_tensor,
 )
 from curvop.operators.layout import Blocks

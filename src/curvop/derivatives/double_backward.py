@@ -16,14 +16,13 @@ from backpack.hessianfree.rop import jacobian_vector_product
 from torch import Tensor
 
 from curvop.autograd import gradient, pull
-from curvop.derivatives.columns import ChunkSize
+from curvop.derivatives.columns import ChunkSize, apply_each
 from curvop.derivatives.differentiation import (
     Aux,
     Differentiable,
     Linearization,
     OnOneGraph,
     Outputs,
-    apply_each,
     only_tensor,
 )
 from curvop.operators.layout import Blocks

@@ -14,14 +14,13 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp, vmap
 
 from curvop.autograd import pull
-from curvop.derivatives.columns import ChunkSize, at, chunks
+from curvop.derivatives.columns import ChunkSize, at, chunks, gather
 from curvop.derivatives.differentiation import (
     Aux,
     Cotangents,
     Differentiable,
     Differentiation,
     Middle,
-    gather,
     only_tensor,
 )
 from curvop.layers import Calls, Duals
