@@ -115,7 +115,7 @@ class LinearizedLinearOperator(LinearOperator):
         V = [v.to(p.dtype) for v, p in zip(V, parameters.tensors, strict=True)]
         product = self._products.multiply(V)
         refuse_not_finite(product, V, parameters.names if self.symmetric else None)
-        return trailing(self._shaped(product, self.codomain))
+        return trailing(self._shaped(product, V, self.codomain))
 
     def _rmatmat(self, M: Blocks) -> Blocks:
         parameters = self._parameters
@@ -123,11 +123,14 @@ class LinearizedLinearOperator(LinearOperator):
         U = leading(M)
         product = self._products.multiply_transposed(U)
         refuse_not_finite(product, U, parameters.names)
-        return trailing(self._shaped(product, self.domain))
+        return trailing(self._shaped(product, U, self.domain))
 
-    def _shaped(self, product: Blocks, shapes: Sequence[Sequence[int]]) -> Blocks:
+    def _shaped(
+        self, product: Blocks, V: Blocks, shapes: Sequence[Sequence[int]]
+    ) -> Blocks:
+        K = V[0].shape[0]
         pairs = zip(product, shapes, strict=True)
-        return [b.to(self.dtype).reshape(-1, *shape) for b, shape in pairs]
+        return [b.to(self.dtype).reshape(K, *shape) for b, shape in pairs]
 
     def _transpose(self) -> LinearOperator:
         return self if self.symmetric else TransposedLinearOperator(self, self._rmatmat)
