@@ -90,5 +90,5 @@ def block_traces(
     values, errors, n = mean_over_probes(sampling, chosen)
     return {
         key: Estimate(float(value), float(error), n)
-        for key, value, error in zip(block_keys(A._domain), values, errors, strict=True)
+        for key, value, error in zip(block_keys(A.input_space), values, errors, strict=True)
     }

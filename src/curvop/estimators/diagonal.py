@@ -94,4 +94,4 @@ def diagonal(
     value, error, n = run(
         sampler, UnitVectors(sampling), A.shape[1], chosen, Checkpoint(None, A, {})
     )
-    return DiagonalEstimate(value, error, n, A._domain)
+    return DiagonalEstimate(value, error, n, A.input_space)

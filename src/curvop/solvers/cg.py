@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Vector
+from curvop.operators import LinearOperator, Vector
 from curvop.solvers.iteration import Memory, Run, iterate, solution
 from curvop.solvers.solution import Solution
 from curvop.solvers.system import (

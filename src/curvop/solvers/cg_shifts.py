@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Vector
+from curvop.operators import LinearOperator, Vector
 from curvop.solvers.cg import ConjugateGradients, direction_of
 from curvop.solvers.iteration import Run, iterate, solution
 from curvop.solvers.solution import Solution

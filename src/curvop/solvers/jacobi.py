@@ -8,8 +8,14 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.generators import source
-from curvop.operators import DiagonalLinearOperator, LinearOperator, as_operator
-from curvop.operators.layout import Vector, read
+from curvop.operators import (
+    DiagonalLinearOperator,
+    LinearOperator,
+    Vector,
+    admit,
+    as_operator,
+    read,
+)
 from curvop.scaling import norms
 from curvop.solvers.probes import signs
 from curvop.solvers.system import blocks_of, check_count, check_number, rows_of, times
@@ -65,17 +71,17 @@ def jacobi_preconditioner(
     if diagonal is None:
         d, floor = _estimated(A, check_count("num_probes", num_probes), generator)
     else:
-        blocks, form = read(diagonal, A._domain)
+        blocks, form = read(diagonal, A.input_space)
         if not form.is_vector:
             raise ValueError("Expected one diagonal, got columns.")
-        d = rows_of([A._admit(b).detach() for b in blocks])[0]
+        d = rows_of([admit(b, A.dtype, A.device).detach() for b in blocks])[0]
         floor = torch.zeros_like(d)
     positive = d[d > 0]
     if not bool(d.isfinite().all()) or not len(positive):
         raise ValueError("Expected a finite diagonal with positive entries.")
     d = torch.maximum(d, floor)
     d = torch.where(d > 0, d, positive.min())
-    inverse = blocks_of((1 / (d + damping))[None], A._domain)
+    inverse = blocks_of((1 / (d + damping))[None], A.input_space)
     return DiagonalLinearOperator([b.squeeze(-1) for b in inverse], names=A.domain_names)
 
 

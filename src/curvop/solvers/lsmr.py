@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator, as_operator
-from curvop.operators.layout import Vector
+from curvop.operators import LinearOperator, Vector, as_operator
 from curvop.solvers.iteration import Memory, iterate, solution
 from curvop.solvers.solution import Solution
 from curvop.solvers.system import (

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Vector
+from curvop.operators import LinearOperator, Vector
 from curvop.scaling import unit
 from curvop.solvers.iteration import Memory, iterate, solution
 from curvop.solvers.solution import Solution

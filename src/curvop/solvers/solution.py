@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from curvop.operators.layout import Vector
+from curvop.operators import Vector
 
 # From the best end to the worst: several columns end as their worst one did.
 STATUSES = (
