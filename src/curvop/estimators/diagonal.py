@@ -82,6 +82,6 @@ def diagonal(
     if method == "xdiag":
         sampler = XDiag(A, chosen.chunk_size)
     value, error, n = run(
-        sampler, UnitVectors(sampling), A.shape[1], chosen, Checkpoint(None, A, {})
+        sampler, UnitVectors(sampling), A.shape[1], chosen, Checkpoint(None)
     )
     return DiagonalEstimate(value, error, n, A.input_space)

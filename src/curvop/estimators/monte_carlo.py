@@ -139,4 +139,4 @@ def mean_over_probes(sampling: Sampling, options: Options) -> Outcome:
     """Run it, from the start."""
     signs, units = SignProbes(sampling), UnitVectors(sampling)
     A = sampling.A
-    return run(signs, units, A.shape[1], options, Checkpoint(None, A, {}))
+    return run(signs, units, A.shape[1], options, Checkpoint(None))

@@ -173,7 +173,7 @@ def eigsh(
         if pairs.done < len(pairs.X):
             multiply = products(A, count)
             # what an interrupted search has found is not what it goes on from
-            to = Checkpoint(None, A, {}) if pairs.status == "interrupted" else file
+            to = Checkpoint(None) if pairs.status == "interrupted" else file
             status = carry_out(ResidualCheck(pairs, P), multiply, to, "proof")
             count = multiply.count
             if status == "interrupted":
