@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from curvop.curvature.graph import gradient
-from curvop.functional.evaluation import as_found
+from curvop.functional.evaluation import as_found, evaluate
 from curvop.functional.structure import Structure, parameters, vector
-from curvop.functional.value import evaluate
+from curvop.scaling import norm
 
 
 def approximate_hvp(
@@ -164,10 +164,5 @@ def _write(ps: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def _norm(blocks: Sequence[Tensor]) -> float:
-    """Euclidean norm over all blocks, safe from under- and overflow of the squares."""
-    blocks = [b.detach() for b in blocks if b.numel()]
-    largest = max((float(b.abs().max()) for b in blocks), default=0.0)
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    wide = (b.to(torch.promote_types(b.dtype, torch.float32)) / largest for b in blocks)
-    return largest * math.hypot(*(float(torch.linalg.vector_norm(b)) for b in wide))
+    """Euclidean norm over all blocks."""
+    return math.hypot(*(float(norm(b.detach().double())) for b in blocks))

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from curvop.curvature.composed_losses import composed
 from curvop.curvature.graph import gradient, pullback
 from curvop.curvature.nested import differentiable, refill
-from curvop.functional.evaluation import differentiable_twice
+from curvop.functional.evaluation import differentiable_twice, scalar
 from curvop.functional.structure import Structure, trainable, vector
-from curvop.functional.value import scalar
 
 
 def gauss_newton_product(

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from curvop.curvature.composed_losses import composed
 from curvop.curvature.graph import gradient, pullback
-from curvop.functional.evaluation import differentiable_twice
+from curvop.functional.evaluation import differentiable_twice, evaluate, scalar
 from curvop.functional.structure import Structure, parameters, trainable, vector
-from curvop.functional.value import evaluate, scalar
 
 
 def exact_hvp(

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from curvop.curvature.graph import gradient, pullback
 from curvop.curvature.nested import map_tensors, tensors
-from curvop.functional.evaluation import as_found
+from curvop.functional.evaluation import as_found, evaluate
 from curvop.functional.hvp import exact_hvp
 from curvop.functional.structure import Structure, parameters, vector
-from curvop.functional.value import evaluate
 
 _STRUCTURES = (Tensor, list, tuple, Mapping)
 
