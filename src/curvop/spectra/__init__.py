@@ -6,6 +6,7 @@ from curvop.spectra.density import (
     GridKind,
     GridScale,
     broadened,
+    broadened_density,
     even_grid,
     spectral_density,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "GridScale",
     "SingularTriplets",
     "broadened",
+    "broadened_density",
     "eigsh",
     "even_grid",
     "spectral_density",

@@ -147,30 +147,61 @@ def spectral_density(
         raise KeyboardInterrupt("Interrupted before the first probe was done.")
     nodes, weights = run.nodes_and_weights()
 
-    scale = (
-        GridScale(
-            "symlog" if grid == "symlog" else "linear",
-            linear_width or 1e-4 * float(nodes.abs().max()) or 1.0,
-        )
-        if isinstance(grid, str)
-        else GridScale("linear", 1.0)
+    return broadened_density(
+        nodes,
+        weights,
+        grid,
+        num_points=num_points,
+        width=width,
+        linear_width=linear_width,
+        status=status,
+        num_matvecs=multiply.count + file.num_matvecs,
     )
+
+
+def broadened_density(
+    nodes: Tensor,
+    weights: Tensor,
+    grid: GridKind | Tensor,
+    *,
+    num_points: int = 1024,
+    width: float = 0.01,
+    linear_width: float | None = None,
+    status: str,
+    num_matvecs: int,
+) -> Density:
+    r"""The density whose Gauss rules are known.
+
+    .. math:: φ(t) = \frac{1}{p} \sum_{l=1}^p \sum_{j=1}^m τ_{lj} \, g_σ(t - θ_{lj})
+
+    Args:
+        nodes: ``θ``, ``[p, m]``.
+        weights: ``τ``, ``[p, m]``.
+        grid: See :func:`spectral_density`, also for what follows.
+        num_points: Number of points of a grid that is not given.
+        width: ``σ``, as a share of the range of the nodes.
+        linear_width: Where the symmetric logarithm becomes linear.
+        status: How the run ended that found the rules.
+        num_matvecs: Products that it took.
+
+    >>> nodes, weights = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
+    >>> density = broadened_density(
+    ...     nodes, weights, "linear", status="converged", num_matvecs=2
+    ... )
+    >>> round(float(torch.trapezoid(density.values, density.grid)), 6)
+    1.0
+    """
+    linear = linear_width or 1e-4 * float(nodes.abs().max()) or 1.0
+    is_symlog = isinstance(grid, str) and grid == "symlog"
+    scale = GridScale("symlog" if is_symlog else "linear", linear)
     points, sigma = even_grid(nodes, scale, num_points, width)
     if isinstance(grid, Tensor):
         points = grid.detach().to("cpu", torch.float64)
-    samples = broadened(nodes, weights, points, scale, sigma)  # [num_probes, n]
+    samples = broadened(nodes, weights, points, scale, sigma)  # [p, n]
     p, size = len(samples), unit(samples)
     spread = (samples / size).std(0) if p > 1 else torch.full_like(points, math.nan)
     error = spread * size / math.sqrt(p)
-    return Density(
-        points,
-        samples.mean(0),
-        error,
-        nodes,
-        weights,
-        status,
-        multiply.count + file.num_matvecs,
-    )
+    return Density(points, samples.mean(0), error, nodes, weights, status, num_matvecs)
 
 
 class Quadrature:
