@@ -27,7 +27,8 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
-from curvop import GGNLinearOperator, GramFactor
+from curvop import GGNLinearOperator
+from curvop.lowrank import GramFactor
 
 FIGURE = Path(__file__).parent / "output" / "laplace.png"
 NOISE = 0.15  # standard deviation of the targets

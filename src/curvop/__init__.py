@@ -8,14 +8,11 @@ from curvop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
-    LinearizedJacobianLinearOperator,
-    LinearizedLinearOperator,
     NonDeterministicError,
     Proof,
     TransposedJacobianLinearOperator,
-    WrongDerivativeError,
-    register_predictive,
 )
+from curvop.derivatives import WrongDerivativeError
 from curvop.diagonals import (
     EFDiagonalLinearOperator,
     GGNDiagonalLinearOperator,
@@ -43,12 +40,10 @@ from curvop.kronecker import (
     KFACLinearOperator,
     KroneckerInverseLinearOperator,
 )
+from curvop.linearized import LinearizedLinearOperator
 from curvop.lowrank import (
-    Directions,
     FactorColumnsLinearOperator,
-    GramFactor,
     GramInverseLinearOperator,
-    NewtonStep,
 )
 from curvop.monitoring import CurvatureMonitor
 from curvop.operators import (
@@ -65,6 +60,7 @@ from curvop.operators import (
 )
 from curvop.plot.surface import Landscape, loss_landscape
 from curvop.reporting import Report, report
+from curvop.risk import register_predictive
 from curvop.solvers import (
     CGInverseLinearOperator,
     LSMRInverseLinearOperator,
@@ -82,7 +78,6 @@ from curvop.solvers import (
 from curvop.spectra import (
     Density,
     Eigenpairs,
-    SingularTriplets,
     eigsh,
     spectral_density,
     svds,
@@ -100,7 +95,6 @@ __all__ = [
     "Density",
     "DiagonalEstimate",
     "DiagonalLinearOperator",
-    "Directions",
     "EFDiagonalLinearOperator",
     "EFLinearOperator",
     "EKFACLinearOperator",
@@ -110,7 +104,6 @@ __all__ = [
     "FactorColumnsLinearOperator",
     "GGNDiagonalLinearOperator",
     "GGNLinearOperator",
-    "GramFactor",
     "GramInverseLinearOperator",
     "HessianDiagonalLinearOperator",
     "HessianLinearOperator",
@@ -121,19 +114,16 @@ __all__ = [
     "LSMRInverseLinearOperator",
     "Landscape",
     "LinearOperator",
-    "LinearizedJacobianLinearOperator",
     "LinearizedLinearOperator",
     "LowRankLinearOperator",
     "MINRESInverseLinearOperator",
     "NeumannInverseLinearOperator",
-    "NewtonStep",
     "NonDeterministicError",
     "NotConvergedError",
     "Preflight",
     "Proof",
     "Report",
     "SingularSystemError",
-    "SingularTriplets",
     "Solution",
     "TransposedJacobianLinearOperator",
     "WrongDerivativeError",

@@ -11,11 +11,10 @@ from unittest import mock
 import torch
 
 from curvop import (
-    LinearizedJacobianLinearOperator,
     LinearizedLinearOperator,
     LinearOperator,
 )
-from curvop.curvature import factored, rows
+from curvop.linearized import factored, rows
 from curvop.operators.algebra import TransposedLinearOperator
 from tests.cases.case import Case
 from tests.cases.curvature import MODELS, RISK, Model, dense, operator
@@ -143,7 +142,7 @@ def _case(model: Model, matrix: str, route: str, **options: Any) -> Case:
 
     kind: type[LinearOperator] = LinearizedLinearOperator
     if "jacobian" in matrix:
-        kind = LinearizedJacobianLinearOperator
+        kind = LinearizedLinearOperator
     if matrix == "transposed_jacobian":
         kind = TransposedLinearOperator
     has_blocks = matrix in THOROUGH.get(model.name, ()) and route in ROUTES

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from curvop import (
     FactorColumnsLinearOperator,
-    GramFactor,
     GramInverseLinearOperator,
     LinearOperator,
 )
+from curvop.lowrank import GramFactor
 from tests.cases import curvature, truth
 from tests.cases.case import Case
 from tests.cases.problem import Problem

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from curvop.curvature.losses import as_loss
 from curvop.curvature.output_factor import output_factor
+from curvop.risk.losses import as_loss
 from tests.cases.problem import Problem, flat_terms, leaves_of, refilled
 
 MC_SAMPLES = 3

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.utils import parametrizations
 
-from curvop.curvature.composed_kernels import ComposedKernels
+from curvop.autograd.composed_kernels import ComposedKernels
 from tests.comparing import error, random
 
 Function = Callable[[Tensor], Tensor]

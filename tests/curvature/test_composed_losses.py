@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvop.curvature.composed_losses import ComposedLosses
+from curvop.autograd.composed_losses import ComposedLosses
 
 from .dense import integers, normal
 

@@ -18,8 +18,8 @@ from curvop import (
     HessianLinearOperator,
     JacobianLinearOperator,
 )
-from curvop.curvature.differences import Differences, InaccurateError
-from curvop.curvature.parameters import as_parameters
+from curvop.derivatives.differences import Differences, InaccurateError
+from curvop.risk.parameters import as_parameters
 from tests.cases.problem import seeded
 from tests.comparing import error
 

@@ -340,7 +340,7 @@ def test_forced_way_does_not_fall_back(cls: Any) -> None:
 def test_supported_models_use_torch_func_silently(cls: Any) -> None:
     A = build(cls, Through(torch.tanh))  # warnings are errors here
     J = A._J if cls is TransposedJacobianLinearOperator else A
-    assert J._ways[0].name == "torch.func"
+    assert J.ways[0].name == "torch.func"
 
 
 @of_all
@@ -509,7 +509,7 @@ def test_hessian_of_wide_convolutions_takes_one_column_after_the_other(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("vmap")
 
-    monkeypatch.setattr("curvop.curvature.torch_func.vmap", refuse)
+    monkeypatch.setattr("curvop.derivatives.torch_func.vmap", refuse)
     A = build(cls, model, differentiation="func").to_dense()
     assert dense.relative_error(A, truth(cls, model)) <= 1e-10
     assert dense.relative_error(A, mapped) <= 1e-10

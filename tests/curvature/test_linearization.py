@@ -17,7 +17,7 @@ from curvop import (
     HessianLinearOperator,
     JacobianLinearOperator,
 )
-from curvop.curvature import linearization, replay
+from curvop.linearized import replay, summed
 from tests.cases.linearized import linearized_as
 
 from . import dense
@@ -122,7 +122,9 @@ def test_data_that_depend_on_each_other_are_neither_rows_nor_factors() -> None:
     X, y = dense.normal(8, 64, seed=1), torch.arange(8) % 2
     A = build(GGNLinearOperator, net.double(), [(X, y)])
     with (
-        mock.patch.object(linearization, "recorded", side_effect=RuntimeError("no way")),
+        mock.patch.dict(
+            summed.FORMS, recorded=mock.Mock(side_effect=RuntimeError("no way"))
+        ),
         pytest.warns(UserWarning, match="cannot be recorded"),
     ):
         L = A.linearize()
@@ -287,7 +289,9 @@ def test_bad_input(options: Any, error: type, message: str) -> None:
 def test_what_cannot_be_recorded_keeps_graphs_with_a_warning() -> None:
     A = small(HessianLinearOperator)
     with (
-        mock.patch.object(linearization, "recorded", side_effect=RuntimeError("no way")),
+        mock.patch.dict(
+            summed.FORMS, recorded=mock.Mock(side_effect=RuntimeError("no way"))
+        ),
         pytest.warns(UserWarning, match=r"cannot be recorded \(no way\)"),
     ):
         L = A.linearize()
@@ -298,15 +302,15 @@ def test_what_cannot_be_recorded_keeps_graphs_with_a_warning() -> None:
 def test_a_wrong_product_is_not_kept() -> None:
     """Whatever was derived wrongly, the first product shows it."""
     A = small(HessianLinearOperator)
-    right = linearization.recorded
+    right = summed.FORMS["recorded"]
 
     def wrong(*args: Any) -> Any:
         kept = right(*args)
-        pieces = [lambda V, p=p: [1.001 * b for b in p(V)] for p in kept.pieces]
-        return linearization.Kept(pieces, kept.nbytes)
+        pieces = [lambda V, p=p: [1.001 * b for b in p(V)] for p in kept.batches]
+        return summed.Kept(pieces, kept.nbytes)
 
     with (
-        mock.patch.object(linearization, "recorded", wrong),
+        mock.patch.dict(summed.FORMS, recorded=wrong),
         pytest.warns(UserWarning, match="off by 1.0e-03"),
     ):
         L = A.linearize()
@@ -315,6 +319,10 @@ def test_a_wrong_product_is_not_kept() -> None:
 
 
 # ------------------------------------------------------------------ convolutions
+
+
+def refusing(*args: Any) -> Any:
+    raise RuntimeError("no way")
 
 
 def _conv(d: int, **options: Any) -> nn.Module:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import nested
-from curvop.curvature.losses import as_loss
 from curvop.curvature.output_factor import Kind, OutputFactor, outer_products, output_factor
+from curvop.risk import nested
+from curvop.risk.losses import as_loss
 
 from . import dense
 from .loss_cases import CASES, LossCase, N, X

@@ -18,9 +18,9 @@ from curvop import (
     JacobianLinearOperator,
     WrongDerivativeError,
 )
-from curvop.curvature.differences import Differences
-from curvop.curvature.differentiation import Way
 from curvop.curvature.proof import FEW, UNCHECKED, Proof
+from curvop.derivatives.differences import Differences
+from curvop.derivatives.differentiation import Way
 from curvop.inspection.measuring import peak_bytes_of
 from tests.inspection.models import Around, Through, around, cube
 from tests.sweep.custom import (
@@ -457,5 +457,5 @@ def test_the_truth_of_this_file() -> None:
     right = truth(HessianLinearOperator, around(cube, torch.float64))
     assert dense.relative_error(differences(gradient, params), right) <= 1e-7
     A = build(HessianLinearOperator, model, "differences")
-    assert isinstance(A._ways[0], Differences)
+    assert isinstance(A.ways[0], Differences)
     agree(A, right)

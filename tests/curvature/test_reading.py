@@ -20,7 +20,7 @@ from curvop import (
     IdentityLinearOperator,
     preflight,
 )
-from curvop.curvature.risk import loss_and_gradient
+from curvop.risk.gradient import loss_and_gradient
 
 from . import dense
 from .doors import (
@@ -240,7 +240,7 @@ def test_diagonal_of_a_piecewise_linear_network() -> None:
 def test_gradient() -> None:
     net = network()
     H = HessianLinearOperator(net, of_module(net), net, DATA, reduction="mean")
-    loss, gradient = loss_and_gradient(H)
+    loss, gradient = loss_and_gradient(H.risk)
     right = CE(net(X), LABELS) + decay(net.parameters())
     assert abs(loss - float(right.detach())) <= 1e-12
     flat = dense.flat(torch.autograd.grad(right, list(net.parameters())))
@@ -326,7 +326,7 @@ def test_losses_that_only_could(cls: Any, check_deterministic: bool) -> None:
 def test_losses_that_only_could_are_differentiated_as_ever() -> None:
     net = network()
     H = HessianLinearOperator(net, Innocent(net).loss, net, DATA, reduction="mean")
-    assert H._parameters.functional
+    assert H.risk.parameters.functional
     right = dense.hessian(net, CE, list(net.parameters()), X, LABELS)
     agree(H, right)
     agree(H.linearize(), right)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvop import GGNLinearOperator, register_predictive
-from curvop.curvature import output_factor, predictive
-from curvop.curvature.content import fingerprints, uniform
-from curvop.curvature.losses import as_loss
+from curvop.curvature import output_factor
+from curvop.risk import predictive
+from curvop.risk.losses import as_loss
+from curvop.risk.random_numbers import fingerprints, uniform
 from tests.cases.linearized import linearized_as
 
 from . import dense

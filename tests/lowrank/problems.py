@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop import EFLinearOperator, GGNLinearOperator, GramFactor
+from curvop import EFLinearOperator, GGNLinearOperator
+from curvop.lowrank import GramFactor
 from tests.curvature import dense
 
 KINDS = {"ggn": GGNLinearOperator, "ef": EFLinearOperator}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from curvop import GGNLinearOperator, GramFactor, HessianLinearOperator
-from curvop.lowrank import derivation
+from curvop import GGNLinearOperator, HessianLinearOperator
+from curvop.lowrank import GramFactor, derivation
 from tests.comparing import error, random
 from tests.curvature import dense
 
@@ -287,7 +288,8 @@ def test_block_diagonal_matrices_have_no_factor() -> None:
 
 
 def test_data_spread_over_processes_is_refused() -> None:
-    G = operator(perceptron(), LOSS, [images()])._with(_process_group=object())
+    G = operator(perceptron(), LOSS, [images()])
+    G = G.with_risk(replace(G.risk, process_group=object()))
     with pytest.raises(ValueError, match="one process"):
         G.factor()
 

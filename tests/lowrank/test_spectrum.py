@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Size, Tensor, nn
 
-from curvop import GramFactor
+from curvop.lowrank import GramFactor
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.parts import Stored
 from curvop.lowrank.piece import Piece, Source

@@ -1,31 +1,40 @@
 """Matrices of an empirical risk."""
 
 from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.determinism import NonDeterministicError
-from curvop.curvature.differentiation import WrongDerivativeError
+from curvop.curvature.determinism import NonDeterministicError, differences
+from curvop.curvature.differentiated import DifferentiatedLinearOperator
 from curvop.curvature.empirical_fisher import EFLinearOperator
+from curvop.curvature.factorable import FactorableLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
 from curvop.curvature.jacobian import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
-from curvop.curvature.jacobian_linearization import LinearizedJacobianLinearOperator
-from curvop.curvature.linearization import LinearizedLinearOperator
-from curvop.curvature.predictive import register_predictive
-from curvop.curvature.proof import Proof
+from curvop.curvature.output_factor import SEED, OutputFactor, Per, output_factor
+from curvop.curvature.proof import EXACT, STOPPED, Proof, Truth, is_gradient, truth
+from curvop.curvature.symmetry import check_columns
 
 __all__ = [
+    "EXACT",
+    "SEED",
+    "STOPPED",
     "CurvatureLinearOperator",
+    "DifferentiatedLinearOperator",
     "EFLinearOperator",
+    "FactorableLinearOperator",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "JacobianLinearOperator",
-    "LinearizedJacobianLinearOperator",
-    "LinearizedLinearOperator",
     "NonDeterministicError",
+    "OutputFactor",
+    "Per",
     "Proof",
     "TransposedJacobianLinearOperator",
-    "WrongDerivativeError",
-    "register_predictive",
+    "Truth",
+    "check_columns",
+    "differences",
+    "is_gradient",
+    "output_factor",
+    "truth",
 ]

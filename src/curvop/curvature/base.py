@@ -2,59 +2,62 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import nested
-from curvop.curvature.columns import (
+from curvop.curvature.culprit import Kind
+from curvop.curvature.determinism import Found
+from curvop.curvature.determinism import check_deterministic as check
+from curvop.curvature.differentiated import DifferentiatedLinearOperator
+from curvop.curvature.proof import UNCHECKED, Subject, probes, prove
+from curvop.curvature.symmetry import check_symmetric
+from curvop.derivatives import (
+    Aux,
     ChunkSize,
+    Differences,
+    Differentiation,
+    InaccurateError,
+    Outputs,
+    RiskDifferentiation,
+    Way,
     check_chunk_size,
+    first_that_works,
     leading,
     sized,
     trailing,
 )
-from curvop.curvature.culprit import Kind
-from curvop.curvature.data import Data
-from curvop.curvature.dependence import check_dependence
-from curvop.curvature.determinism import check_deterministic as check
-from curvop.curvature.differences import Differences, InaccurateError
-from curvop.curvature.differentiation import (
-    CALLED,
-    Aux,
-    Differentiation,
-    RiskDifferentiation,
-    Way,
-    candidates,
-    finite_product,
-    first_that_works,
-)
-from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.losses import Loss, as_loss
-from curvop.curvature.parameters import Given, as_parameters
-from curvop.curvature.proof import UNCHECKED, Proof, probes, prove, subject
-from curvop.curvature.reading import settled
-from curvop.curvature.reduction import Divisor, total_divisor
-from curvop.curvature.replica import NO_COPY, Source, doubled
-from curvop.curvature.surroundings import surroundings
-from curvop.curvature.unpacking import Unpack, takes_weight
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
+from curvop.risk import (
+    NO_COPY,
+    Data,
+    Divisor,
+    Given,
+    Loss,
+    Parameters,
+    Risk,
+    Unpack,
+    all_reduce,
+    failing_together,
+    nested,
+    preserved,
+    settled,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from curvop.curvature.linearization import LinearizedLinearOperator
 
-
-class CurvatureLinearOperator(LinearOperator):
+class CurvatureLinearOperator(DifferentiatedLinearOperator):
     r"""A symmetric curvature matrix of an empirical risk, summed over mini-batches.
 
     .. math:: L(θ) = \frac{1}{Z} \sum_n ℓ(f_θ(x_n), y_n)
@@ -133,130 +136,44 @@ class CurvatureLinearOperator(LinearOperator):
         differentiation: Way = "auto",
         unpack: Unpack | None = None,
     ) -> None:
-        self._parameters = as_parameters(model_func, params, loss_func)
-        self._loss = as_loss(loss_func, reduction)
-        self._data = Data(
+        risk = self.risk = Risk.of(
+            model_func,
+            loss_func,
+            params,
             data,
-            self._parameters.device,
-            num_data,
-            batch_size_fn,
-            progressbar,
-            may_be_empty=process_group is not None,
+            reduction=reduction,
+            num_data=num_data,
+            batch_size_fn=batch_size_fn,
+            progressbar=progressbar,
+            process_group=process_group,
             unpack=unpack,
-            takes_weight=takes_weight(loss_func),
-            params=self._parameters.tensors,
         )
         super().__init__(
-            self._parameters.space,
-            self._parameters.space,
-            dtype=self._parameters.dtype,
-            device=self._parameters.device,
+            risk.parameters.space,
+            risk.parameters.space,
+            dtype=risk.parameters.dtype,
+            device=risk.parameters.device,
             symmetric=True,
-            psd=self._psd_for(self._loss),
+            psd=self._psd_for(risk.loss),
         )
         check_chunk_size(chunk_size)
-        self._chunk_size = chunk_size
-        self._process_group = process_group
-        self._blocks = _as_blocks(block_sizes, len(self._parameters.tensors))
-        _warn_of_batch_statistics(model_func, self._data)
+        self.chunk_size = chunk_size
+        self.diagonal_blocks = _as_blocks(block_sizes, len(risk.parameters.tensors))
+        _warn_of_batch_statistics(model_func, risk.data)
         if check_deterministic:
-            with surroundings(self._data):
-                self._parameters = settled(self)
-        self._source = Source(model_func, loss_func, reduction)
-        self._ways: tuple[Differentiation, ...]
-        self._ways = candidates(differentiation, self._parameters)
-        self._proof = Proof(CALLED[self._ways[0].name], doubt=UNCHECKED)
+            with risk.surroundings():
+                self.risk = settled(risk)
+        self._differentiate_by(differentiation)
         if check_deterministic:
-            with surroundings(self._data):
-                self._ways, self._proof = check(self)
-
-    @property
-    def differentiation(self) -> Way:
-        """The way that products are differentiated."""
-        return CALLED[self._ways[0].name]
-
-    @property
-    def proof(self) -> Proof:
-        """What is known of the products, from construction.
-
-        >>> import torch
-        >>> from curvop import HessianLinearOperator
-        >>> w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
-        >>> data = [(torch.eye(2, dtype=torch.float64), torch.zeros(2).double())]
-        >>> H = HessianLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
-        >>> H.proof.differentiation, H.proof.error < 1e-6, H.proof.doubt
-        ('backpack', True, None)
-        """
-        return self._proof
-
-    @property
-    def relative_error(self) -> float | None:
-        """Estimated relative error of products so far; ``None`` where it is rounding."""
-        way = self._ways[0]
-        return way.error if isinstance(way, Differences) else None
-
-    def __repr__(self) -> str:
-        """With the way to differentiate, and whether it is proven."""
-        return f"{super().__repr__()[:-1]}, {self.differentiation} {self.proof}>"
-
-    def linearize(
-        self,
-        memory_budget: int | None = None,
-        *,
-        num_products: int = 100,
-        batch_size: int | None = None,
-        compile: bool | str = False,
-    ) -> LinearizedLinearOperator:
-        """The same matrix, with the work of a data pass kept for many products.
-
-        GGN and empirical Fisher keep the rows of the Jacobian where those are few, or
-        the factors ``δ ⊗ z`` of each linear layer and convolution where that takes fewer
-        multiplications: a product then needs no pass through the network. Otherwise the
-        product is recorded once per shape of batch and split: what depends on parameters
-        and data only runs once and is kept, what depends on the vector is replayed.
-        Small batches are put together. Models that cannot be recorded keep autograd's
-        graphs instead. Whatever the form, its first product is compared with the
-        operator's own. The operator itself keeps nothing; the value that is returned
-        holds the data.
-
-        Args:
-            memory_budget: Bytes to keep at most, beyond parameters and data; what does
-                not fit is recomputed at each product. By default everything is kept.
-            num_products: Number of products to come. Recording is chosen only when they
-                repay it.
-            batch_size: Number of data up to which batches are put together; by default
-                as many as the caches hold.
-            compile: Compile the recorded product with ``torch.compile``, ``True`` or the
-                name of a backend; several columns are compiled when they first come.
-
-        Returns:
-            An operator that tells ``nbytes()``, ``form``, ``setup_seconds`` and
-            ``compile_seconds``. It refuses to multiply once a parameter has
-            been changed in place.
-
-        Raises:
-            TypeError: If an argument is of the wrong kind.
-            ValueError: If one is out of range, or the data does not fit; see the class.
-
-        >>> import torch
-        >>> from curvop import HessianLinearOperator
-        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> data = [(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0]))]
-        >>> H = HessianLinearOperator(lambda X: X @ w**2, torch.nn.MSELoss(), [w], data)
-        >>> H.linearize() @ torch.tensor([1.0, 1.0])
-        tensor([12.,  0.])
-        """
-        from curvop.curvature.linearization import linearize
-
-        return linearize(
-            self,
-            memory_budget=memory_budget,
-            num_products=num_products,
-            batch_size=batch_size,
-            compile=compile,
-        )
+            with risk.surroundings():
+                found = self.check_deterministic()
+                if found is not None:  # a rank without data knows nothing
+                    self.ways, self._proof = found
 
     # ---------------------------------------------------- what subclasses do
+
+    risk: Risk
+    diagonal_blocks: tuple[slice, ...]
 
     # Which derivatives products are made of.
     _derivatives: ClassVar[tuple[Kind, ...]] = ("jvp", "hessian")
@@ -274,33 +191,8 @@ class CurvatureLinearOperator(LinearOperator):
         """Multiply the matrix of one batch's *summed* loss onto ``M``: ``[K, *n_i]``.
 
         Returns:
-            The product, ``[K, *n_i]``, and what :meth:`_tally` tells of the batch.
+            The product, ``[K, *n_i]``, and what :meth:`Risk.tally` tells of the batch.
         """
-
-    # ------------------------------------------------ what subclasses build on
-
-    @property
-    def _differentiate(self) -> RiskDifferentiation:
-        """The way to differentiate."""
-        return self._ways[0]
-
-    def _predict(self, params: Sequence[Tensor], X: Any) -> Any:
-        return self._parameters.model(params, X)
-
-    def _loss_of(self, X: Any, y: Any) -> Tensor:
-        """Summed loss of a batch."""
-        with torch.no_grad():
-            prediction = self._predict(self._parameters.tensors, X)
-            nested.differentiable(prediction)
-            return self._loss.total(prediction, y)
-
-    def _tally(self, prediction: Any, y: Any, total: Tensor | None = None) -> Aux:
-        """Summed loss of a batch, and its share of the divisor."""
-        if total is None:
-            total = self._loss.total(prediction, y)
-        share = self._loss.divisor(prediction, y)
-        share = torch.as_tensor(share, dtype=torch.float64, device=total.device)
-        return total.detach(), share
 
     # ------------------------------------------------------------ the product
 
@@ -311,44 +203,29 @@ class CurvatureLinearOperator(LinearOperator):
         The primal work is then done for each chunk, a tenth of the tangents' work; but of
         all columns at once only the result exists.
         """
-        is_cheap = isinstance(self._data.source, list | tuple)
-        if self._chunk_size != "auto" or self._process_group is not None or not is_cheap:
+        is_cheap = isinstance(self.risk.data.source, list | tuple)
+        if self.chunk_size != "auto" or self.risk.process_group is not None or not is_cheap:
             return None
         return sized("auto", self.shape[0])
 
     def _matmat(self, M: Blocks) -> Blocks:
-        with surroundings(self._data):
+        with self.risk.surroundings():
             V = leading(M)
             if V[0].shape[0] == 0:
                 return M
-            names = self._parameters.names
-            product = finite_product(self, lambda op: op._product(V), V, names)
+            names = self.risk.parameters.names
+            product = self._finite(lambda op: op._product(V), V, names)
             if not any(bool(b.any()) for b in product):
-                check_dependence(
-                    self._parameters, self._data, self._loss, self._process_group
-                )
+                self.risk.check_dependence()
             return trailing(product)
 
     def _product(self, V: Blocks) -> tuple[Blocks, CurvatureLinearOperator]:
         """The product over all data, and the operator that knows which way works."""
-        (*sums, loss, share), op = self._sum_over_all(V)
-        Z = self._divisor(loss, share)
+        (*sums, loss, share), op = self.sum_over_data(V)
+        Z = self.risk.divisor(loss, share)
         return [b.div_(Z).to(self.dtype) for b in sums], op
 
-    def _divisor(self, loss: Tensor, share: Tensor) -> Tensor:
-        """``Z``, once the loss is known to be finite.
-
-        Raises:
-            ValueError: If the loss is not finite, or a mean over nothing.
-        """
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"Expected a finite loss over the data, got {float(loss)}. Look for NaN "
-                "or infinite inputs, targets or parameters."
-            )
-        return total_divisor(self._loss.reduction, share)
-
-    def _sum_over_all(self, V: Blocks) -> tuple[list[Tensor], CurvatureLinearOperator]:
+    def sum_over_data(self, V: Blocks) -> tuple[list[Tensor], CurvatureLinearOperator]:
         """Summed product, loss and divisor over all batches and ranks.
 
         Args:
@@ -358,11 +235,11 @@ class CurvatureLinearOperator(LinearOperator):
             The sums, and the operator that knows which way to differentiate works.
         """
         size = sum(v.numel() for v in V) + 2
-        with failing_together(size, self._process_group, self.dtype, self.device):
-            sums, op = self._sum_over(self._data.batches(f"{type(self).__name__} @"), V)
-        return all_reduce(sums, self._process_group, same=V), op
+        with failing_together(size, self.risk.process_group, self.dtype, self.device):
+            sums, op = self.sum_over(self.risk.data.batches(f"{type(self).__name__} @"), V)
+        return all_reduce(sums, self.risk.process_group, same=V), op
 
-    def _sum_over(
+    def sum_over(
         self, batches: Iterable[tuple[Any, Any]], V: Blocks
     ) -> tuple[list[Tensor], CurvatureLinearOperator]:
         """Summed product, loss and divisor of these batches.
@@ -376,34 +253,59 @@ class CurvatureLinearOperator(LinearOperator):
         share = torch.zeros((), dtype=torch.float64, device=self.device)
         op: CurvatureLinearOperator = self
         for X, y in batches:
-            op, (product, (batch_loss, batch_share)) = op._matmat_one(X, y, V)
+            op, (product, (batch_loss, batch_share)) = op.batch_product(X, y, V)
             for total, part in zip(sums, product, strict=True):
                 total += part
             loss += batch_loss
             share += batch_share
         return [*sums, loss, share], op
 
-    def _matmat_one(
+    def batch_product(
         self, X: Any, y: Any, V: Blocks
     ) -> tuple[CurvatureLinearOperator, tuple[Blocks, Aux]]:
         """The product of one batch, and the operator for the next: it knows the way."""
         chunk = self._columns_per_pass(X)
 
         def attempt(way: Differentiation) -> tuple[Blocks, Aux]:
-            op = self._with(_ways=(way,), _chunk_size=chunk)
-            if way is not self._ways[0] and self._proof.doubt != UNCHECKED:
-                prove((way,), subject(op, X, y), probes(op))  # what others fail on is here
+            op = self._with(ways=(way,), chunk_size=chunk)
+            if way is not self.ways[0] and self._proof.doubt != UNCHECKED:
+                op._proven(X, y)  # what others fail on is here
             if isinstance(way, Differences):
                 return op._matmat_differences(X, y, V)
             return op._matmat_blocks(X, y, V)
 
-        ways, result = first_that_works(self._ways, attempt)
-        return self._with(_ways=ways), result
+        ways, result = first_that_works(self.ways, attempt)
+        return self._with(ways=ways), result
+
+    def product_by(
+        self,
+        way: RiskDifferentiation,
+        X: Any,
+        y: Any,
+        V: Blocks,
+        at: Parameters | None = None,
+    ) -> Blocks:
+        """The product of one batch by another way to differentiate.
+
+        Args:
+            way: How to differentiate.
+            X: Inputs.
+            y: Targets.
+            V: What to multiply onto, ``[K, *n_i]``.
+            at: Parameters other than the operator's own.
+        """
+        risk = self.risk if at is None else replace(self.risk, parameters=at)
+        return self._with(ways=(way,), risk=risk)._matmat_blocks(X, y, V)[0]
+
+    def only(self, block: slice) -> CurvatureLinearOperator:
+        """The diagonal block of the matrix that belongs to some of the parameters."""
+        risk = replace(self.risk, parameters=self.risk.parameters.only(block))
+        return self._with(risk=risk, diagonal_blocks=(slice(None),))
 
     def _matmat_differences(self, X: Any, y: Any, V: Blocks) -> tuple[Blocks, Aux]:
         """In double precision, or in their own where no copy can be made."""
         try:
-            op, X_, y_ = doubled(self, X, y)
+            op, X_, y_ = self.in_double(X, y)
             return op._matmat_blocks(X_, y_, V)
         except InaccurateError:
             raise
@@ -413,17 +315,16 @@ class CurvatureLinearOperator(LinearOperator):
     def _columns_per_pass(self, X: Any) -> int | None:
         """How many columns are multiplied at once."""
         inputs = sum(t.numel() for t in nested.tensors(X))
-        return sized(self._chunk_size, max(self.shape[0], inputs))
+        return sized(self.chunk_size, max(self.shape[0], inputs))
 
     def _matmat_blocks(self, X: Any, y: Any, V: Blocks) -> tuple[Blocks, Aux]:
         """Each diagonal block of the matrix on its part of ``V``."""
         product: Blocks = []
-        for block in self._blocks:
-            op = self
-            if len(self._blocks) > 1:
-                op = self._with(_parameters=self._parameters.only(block))
+        for block in self.diagonal_blocks:
+            op = self.only(block) if len(self.diagonal_blocks) > 1 else self
             mine = [
-                v.to(p.dtype) for v, p in zip(V[block], op._parameters.tensors, strict=True)
+                v.to(p.dtype)
+                for v, p in zip(V[block], op.risk.parameters.tensors, strict=True)
             ]
             part, tally = op._matmat_batch(X, y, mine)
             product += part
@@ -432,11 +333,53 @@ class CurvatureLinearOperator(LinearOperator):
     def _transpose(self) -> LinearOperator:
         return self
 
-    def _with(self, **fields: Any) -> CurvatureLinearOperator:
-        """The same operator with other values for some fields."""
-        other = copy.copy(self)
-        other.__dict__.update(fields)
-        return other
+    # -------------------------------------------------------------- the proof
+
+    def subject(self, X: Any, y: Any) -> Subject:
+        """What is to be proven on a batch."""
+        risk, chunk = self.risk, self._columns_per_pass(X)
+
+        def multiply(way: Differentiation, V: Blocks) -> Blocks:
+            with preserved(self.device):
+                return self._with(chunk_size=chunk).product_by(way, X, y, V)
+
+        def symmetry(way: Differentiation) -> None:
+            V = probes(risk.parameters, 2)
+            check_symmetric(V, multiply(way, V))
+
+        def total(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
+            return (risk.loss.total(risk.predict(params, X), y),), ()
+
+        def in_double() -> Subject:
+            op, X_, y_ = self.in_double(X, y)
+            return op.subject(X_, y_)
+
+        def near_by() -> Subject:
+            there = replace(risk, parameters=risk.parameters.shifted())
+            return self._with(risk=there).subject(X, y)
+
+        return Subject(
+            risk.parameters,
+            multiply,
+            lambda _way, _v, _Av: None,
+            symmetry,
+            total,
+            self._derivatives,
+            functools.cache(in_double),
+            near_by,
+        )
+
+    def check_deterministic(self) -> Found | None:
+        """Pass over the data twice and compare; see :func:`check_deterministic`."""
+
+        def multiply(ways: tuple[Differentiation, ...] | None, v: Blocks) -> list[Tensor]:
+            return self._with(ways=ways or self.ways).sum_over_data(v)[0]
+
+        return check(self.risk, self._proven, multiply)
+
+    def _proven(self, X: Any, y: Any) -> Found:
+        """The ways that are right on some data, and what is known of the first."""
+        return prove(self.ways, self.subject(X, y), probes(self.risk.parameters))
 
 
 def _as_blocks(block_sizes: Sequence[int] | None, n: int) -> tuple[slice, ...]:

@@ -16,18 +16,16 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from curvop.curvature import nested
-from curvop.curvature.differences import Differences
-from curvop.curvature.differentiation import (
+from curvop.derivatives import (
     Aux,
+    Differences,
     Differentiable,
     Outputs,
     RiskDifferentiation,
 )
-from curvop.curvature.parameters import Parameters, constant
-from curvop.curvature.probing import probe
-from curvop.curvature.randomness import preserved
 from curvop.operators.layout import Blocks
+from curvop.operators.probing import probe
+from curvop.risk import Parameters, constant, nested, preserved
 
 WRONG = 1e-5  # relative error of one function's derivative in double precision
 Kind = Literal["hessian", "jvp"]

@@ -7,12 +7,17 @@ from typing import Any, final
 
 from torch import Tensor
 
-from curvop.curvature.differentiation import Aux, Outputs
 from curvop.curvature.factorable import FactorableLinearOperator
-from curvop.curvature.groups import Per, check_terms, grouped
-from curvop.curvature.losses import Loss
-from curvop.curvature.output_factor import OutputFactor, output_factor
+from curvop.curvature.output_factor import (
+    OutputFactor,
+    Per,
+    check_terms,
+    grouped,
+    output_factor,
+)
+from curvop.derivatives import Aux, Outputs
 from curvop.operators.layout import Blocks
+from curvop.risk import Loss
 
 
 @final
@@ -60,32 +65,32 @@ class EFLinearOperator(FactorableLinearOperator):
         return True
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
-        terms = self._loss.terms
+        terms = self.risk.loss.terms
         assert terms is not None  # _psd_for has seen to it
 
         def groups(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
-            prediction = self._predict(params, X)
+            prediction = self.risk.predict(params, X)
             t = terms(prediction, y)
-            tally = self._tally(prediction, y, t.sum())
-            N = self._data.batch_size(X, y) if self._per == "example" else 0
+            tally = self.risk.tally(prediction, y, t.sum())
+            N = self.risk.data.batch_size(X, y) if self._per == "example" else 0
             return (grouped(t, prediction, self._per, N),), tally
 
         def identity(outputs: Outputs, U: Blocks) -> tuple[Blocks, Aux]:
             return U, ()
 
         return self._differentiate.sandwich(
-            groups, self._parameters, M, identity, self._chunk_size
+            groups, self.risk.parameters, M, identity, self.chunk_size
         )
 
-    def _output_factor(
+    def output_factor(
         self, prediction: Any, X: Any, y: Any, *, fewest: bool = False
     ) -> OutputFactor:
         """``S`` with ``S Sᵀ`` in the middle of the matrix."""
         return output_factor(
-            self._loss,
+            self.risk.loss,
             prediction,
             y,
-            num_data=self._data.batch_size(X, y),
+            num_data=self.risk.data.batch_size(X, y),
             kind="empirical",
             per=self._per,
         )

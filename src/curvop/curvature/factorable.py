@@ -61,7 +61,7 @@ class FactorableLinearOperator(CurvatureLinearOperator):
         return factor(self, memory_budget=memory_budget, gram_dtype=gram_dtype)
 
     @abstractmethod
-    def _output_factor(
+    def output_factor(
         self, prediction: Any, X: Any, y: Any, *, fewest: bool = False
     ) -> OutputFactor:
         """``S`` with the columns ``s`` of one batch."""

@@ -9,20 +9,16 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from curvop.curvature import nested
-from curvop.curvature.differentiation import Aux, Outputs
 from curvop.curvature.factorable import FactorableLinearOperator
-from curvop.curvature.losses import Loss
 from curvop.curvature.output_factor import (
     SEED,
     OutputFactor,
     outer_products,
     output_factor,
 )
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.predictive import check_predictive
-from curvop.curvature.reading import refuse_reading
+from curvop.derivatives import Aux, Outputs
 from curvop.operators.layout import Blocks
+from curvop.risk import Loss, Parameters, check_predictive, nested, refuse_reading
 
 
 @final
@@ -85,50 +81,51 @@ class GGNLinearOperator(FactorableLinearOperator):
             check_predictive(loss)
         return loss.convex or self._mc_samples > 0
 
-    def _matmat_one(self, X: Any, y: Any, V: Blocks, **options: Any) -> Any:
-        refuse_reading(self, X, y)
-        return super()._matmat_one(X, y, V, **options)
+    def batch_product(self, X: Any, y: Any, V: Blocks) -> Any:
+        """The product of one batch, of a loss of the prediction alone."""
+        refuse_reading(self.risk, X, y)
+        return super().batch_product(X, y, V)
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
         form: list[Any] = []  # the structure that the model predicts in
 
         def predict(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
-            prediction = self._predict(params, X)
+            prediction = self.risk.predict(params, X)
             form.append(prediction)
             return nested.differentiable(prediction), ()
 
         def samples(outputs: Outputs, U: Blocks) -> tuple[Blocks, Aux]:
             if not form:  # the graph was kept, the structure was not
-                form.append(self._predict(self._parameters.tensors, X))
+                form.append(self.risk.predict(self.risk.parameters.tensors, X))
             prediction = nested.refill(form[-1], outputs)
-            N = self._data.batch_size(X, y)
-            S = self._output_factor(prediction, X, y).blocks(slice(None))
+            N = self.risk.data.batch_size(X, y)
+            S = self.output_factor(prediction, X, y).blocks(slice(None))
             with torch.no_grad():
-                return outer_products(S, U, N), self._tally(prediction, y)
+                return outer_products(S, U, N), self.risk.tally(prediction, y)
 
         def loss_hessian(outputs: Outputs, U: Blocks) -> tuple[Blocks, Aux]:
             def total(outputs: Sequence[Tensor]) -> tuple[Outputs, Aux]:
                 prediction = nested.refill(form[-1], outputs)
-                loss = self._loss.total(prediction, y)
-                return (loss,), self._tally(prediction, y, loss)
+                loss = self.risk.loss.total(prediction, y)
+                return (loss,), self.risk.tally(prediction, y, loss)
 
             at = Parameters(outputs, None, lambda p, X: p, functional=True)
             return self._differentiate.hessian(total, at, U, None)
 
         middle = samples if self._mc_samples else loss_hessian
         return self._differentiate.sandwich(
-            predict, self._parameters, M, middle, self._chunk_size
+            predict, self.risk.parameters, M, middle, self.chunk_size
         )
 
-    def _output_factor(
+    def output_factor(
         self, prediction: Any, X: Any, y: Any, *, fewest: bool = False
     ) -> OutputFactor:
         """``S`` with ``S Sᵀ`` in the middle of the matrix."""
         return output_factor(
-            self._loss,
+            self.risk.loss,
             prediction,
             y,
-            num_data=self._data.batch_size(X, y),
+            num_data=self.risk.data.batch_size(X, y),
             kind="mc" if self._mc_samples else "type-2",
             mc_samples=self._mc_samples,
             seed=self._seed,

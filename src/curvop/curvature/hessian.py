@@ -8,9 +8,9 @@ from typing import Any, final
 from torch import Tensor
 
 from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differentiation import Aux, Outputs
-from curvop.curvature.losses import Loss
+from curvop.derivatives import Aux, Outputs
 from curvop.operators.layout import Blocks
+from curvop.risk import Loss
 
 # Under vmap a convolution whose weight has a tangent for each column becomes a grouped one,
 # which on a CPU is slower than one column after the other, from so many parameters on.
@@ -41,15 +41,15 @@ class HessianLinearOperator(CurvatureLinearOperator):
         return False
 
     def _columns_per_pass(self, X: Any) -> int | None:
-        is_wide = self._parameters.convolutional and self.shape[0] >= WIDE
-        if self._chunk_size == "auto" and is_wide and self.device.type == "cpu":
+        is_wide = self.risk.parameters.convolutional and self.shape[0] >= WIDE
+        if self.chunk_size == "auto" and is_wide and self.device.type == "cpu":
             return 1
         return super()._columns_per_pass(X)
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
         def total(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
-            prediction = self._predict(params, X)
-            loss = self._loss.total(prediction, y)
-            return (loss,), self._tally(prediction, y, loss)
+            prediction = self.risk.predict(params, X)
+            loss = self.risk.loss.total(prediction, y)
+            return (loss,), self.risk.tally(prediction, y, loss)
 
-        return self._differentiate.hessian(total, self._parameters, M, self._chunk_size)
+        return self._differentiate.hessian(total, self.risk.parameters, M, self.chunk_size)

@@ -15,22 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from curvop.curvature.differentiation import Aux, Outputs, RiskDifferentiation
-from curvop.curvature.losses import CONVEX, Loss
-from curvop.curvature.parameters import Parameters
+from curvop.derivatives import Aux, Outputs, RiskDifferentiation
+from curvop.risk import CONVEX, Loss, Parameters, by_class, by_class_back
 
 SOFTMAX = {nn.CrossEntropyLoss, F.cross_entropy}
 ELEMENTWISE = CONVEX - SOFTMAX - {nn.MultiLabelMarginLoss, nn.MultiMarginLoss}
-
-
-def by_class(f: Tensor) -> Tensor:
-    """``[C]``, ``[N, C]`` or ``[N, C, *d]`` with the classes as the last axis."""
-    return f.movedim(1 if f.ndim > 1 else 0, -1)
-
-
-def by_class_back(t: Tensor, f: Tensor) -> Tensor:
-    """The inverse, for ``t`` with any number of axes before those of ``f``."""
-    return t.movedim(-1, t.ndim - f.ndim + (1 if f.ndim > 1 else 0))
 
 
 def diagonal_of_terms(loss: Loss, f: Tensor, y: Any, way: RiskDifferentiation) -> Tensor:

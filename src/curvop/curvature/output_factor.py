@@ -17,24 +17,33 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from curvop.curvature import nested, predictive
-from curvop.curvature.content import fingerprints, uniform
-from curvop.curvature.differentiation import Aux, Outputs, RiskDifferentiation
-from curvop.curvature.double_backward import DoubleBackward
-from curvop.curvature.groups import Per, check_terms, grouped
 from curvop.curvature.loss_hessian import (
     ELEMENTWISE,
     SOFTMAX,
-    by_class,
-    by_class_back,
     diagonal_of_terms,
     softmax_scale,
 )
-from curvop.curvature.losses import Loss
-from curvop.curvature.parameters import Parameters
+from curvop.derivatives import Aux, DoubleBackward, Outputs, RiskDifferentiation
 from curvop.operators.layout import Blocks
+from curvop.risk import (
+    Draw,
+    Loss,
+    LossFunction,
+    Parameters,
+    Weighted,
+    by_class,
+    by_class_back,
+    check_predictive,
+    direction,
+    fingerprints,
+    nested,
+    registered,
+    uniform,
+)
 
 Kind = Literal["type-2", "mc", "empirical"]
+# What has a gradient of its own in the empirical Fisher.
+Per = Literal["term", "example", "output"]
 
 # What samples are drawn with unless told otherwise.
 SEED = 2147483647
@@ -267,7 +276,7 @@ class _Samples(OutputFactor):
         seed: int,
         way: RiskDifferentiation,
     ) -> None:
-        predictive.check_predictive(loss)
+        check_predictive(loss)
 
         def draws(i: int) -> Callable[[torch.Size], Tensor]:
             def draw(shape: torch.Size) -> Tensor:
@@ -277,15 +286,35 @@ class _Samples(OutputFactor):
             return draw
 
         with torch.no_grad():
-            drawn = [
-                predictive.sample(loss, prediction, y, draws(i), way)
-                for i in range(samples)
-            ]
+            drawn = [_sample(loss, prediction, y, draws(i), way) for i in range(samples)]
         self._S = [torch.stack(s) / samples**0.5 for s in zip(*drawn, strict=True)]
         self.num_columns = self.num_together = samples
 
     def _blocks(self, which: range, together: bool) -> Blocks:
         return [S[which.start : which.stop : which.step] for S in self._S]
+
+
+def _sample(
+    loss: Loss, prediction: Any, y: Any, draw: Draw, way: RiskDifferentiation
+) -> Blocks:
+    """``s`` for every datum, with ``E s sᵀ = ∇²_f ℓ``, in the shapes of the prediction."""
+    draw_targets = registered(loss)
+    if draw_targets is None:
+        s = direction(loss, prediction, draw)
+        if loss.kind in SOFTMAX:  # √a (e_ŷ - p)
+            root = softmax_scale(loss, prediction, y, way).sqrt()[..., None]
+            return [by_class_back(root * by_class(s), prediction)]
+        return [diagonal_of_terms(loss, prediction, y, way).sqrt() * s]
+    outputs = nested.differentiable(prediction)
+    u = draw(outputs[0].shape).to(outputs[0].dtype)
+    if isinstance(y, Weighted):
+        targets: Any = Weighted(draw_targets(prediction, y.y, u), y.weight)
+    else:
+        targets = draw_targets(prediction, y, u)
+    with torch.enable_grad():
+        leaves = [o.detach().requires_grad_() for o in outputs]
+        value = loss.total(nested.refill(prediction, leaves), targets)
+        return list(torch.autograd.grad(value, leaves, materialize_grads=True))
 
 
 @final
@@ -325,6 +354,47 @@ class _Gradients(OutputFactor):
         if not gradients:
             return [o.new_empty(0, *o.shape) for o in self._outputs]
         return [torch.stack(g) for g in zip(*gradients, strict=True)]
+
+
+def grouped(terms: Tensor, prediction: Any, per: Per, num_data: int) -> Tensor:
+    """Loss terms, summed over what belongs to the same gradient.
+
+    Args:
+        terms: Unreduced.
+        prediction: What they were computed from.
+        per: See :class:`EFLinearOperator`.
+        num_data: Number of data in the batch.
+
+    Raises:
+        ValueError: If the terms do not have the data leading.
+    """
+    if per == "output":
+        is_elementwise = isinstance(prediction, Tensor) and terms.shape == prediction.shape
+        return terms.sum(-1) if is_elementwise and terms.ndim > 1 else terms
+    if per == "example" and terms.ndim > 0:
+        if terms.shape[0] != num_data:
+            raise ValueError(
+                f"Expected loss terms with the {num_data} examples of the batch as leading "
+                f"axis, got shape {tuple(terms.shape)}. Keep the batch axis of the "
+                "prediction (for cross-entropy [N, C, T]), or pass batch_size_fn."
+            )
+        return terms.flatten(1).sum(1) if terms.ndim > 1 else terms
+    return terms
+
+
+def check_terms(loss: Loss) -> LossFunction:
+    """The unreduced terms.
+
+    Raises:
+        TypeError: If the loss does not offer them.
+    """
+    if loss.terms is None:
+        raise TypeError(
+            "The empirical Fisher needs the unreduced terms of the loss, and this "
+            "callable only gives a scalar. Pass a torch loss module, or a callable "
+            "with a keyword reduction that understands 'none'."
+        )
+    return loss.terms
 
 
 def _non_negative(values: Tensor, loss: Loss) -> Tensor:

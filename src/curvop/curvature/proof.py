@@ -9,42 +9,33 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from curvop.curvature import nested
-from curvop.curvature.composed import vectorised
+from curvop.autograd import gradient
 from curvop.curvature.culprit import Kind, culprit
-from curvop.curvature.differences import Differences, InaccurateError
-from curvop.curvature.differentiation import (
+from curvop.curvature.symmetry import check_columns
+from curvop.derivatives import (
     CALLED,
     DOES,
-    Aux,
+    Differences,
     Differentiable,
     Differentiation,
-    Outputs,
+    InaccurateError,
     Way,
     WrongDerivativeError,
     first_line,
     first_that_works,
     only_tensor,
+    vectorised,
 )
-from curvop.curvature.graph import gradient
-from curvop.curvature.parameters import Parameters, constant
-from curvop.curvature.probing import norm, norms, probe
-from curvop.curvature.randomness import preserved
-from curvop.curvature.replica import NO_COPY, doubled
-from curvop.curvature.symmetry import check_columns, check_symmetric
 from curvop.operators.layout import Blocks
-
-if TYPE_CHECKING:
-    from curvop.curvature.base import CurvatureLinearOperator
-    from curvop.curvature.jacobian import JacobianLinearOperator
+from curvop.operators.probing import norm, norms, probe
+from curvop.risk import NO_COPY, Parameters, constant, nested
 
 FEW = 4  # data that a way is proven on; of small batches two
 # Relative error that is none: in double precision, and where rounding is all there is.
@@ -130,51 +121,11 @@ class Subject:
             return [only_tensor(self.risk([constant(p) for p in at.tensors])[0])]
 
 
-def subject(op: CurvatureLinearOperator, X: Any, y: Any) -> Subject:
-    """A curvature matrix of one batch."""
-
-    def multiply(way: Differentiation, V: Blocks) -> Blocks:
-        with preserved(op.device):
-            bound = op._with(_ways=(way,), _chunk_size=op._columns_per_pass(X))
-            return bound._matmat_blocks(X, y, V)[0]
-
-    def symmetry(way: Differentiation) -> None:
-        V = probes(op, 2)
-        check_symmetric(V, multiply(way, V))
-
-    def risk(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
-        return (op._loss.total(op._predict(params, X), y),), ()
-
-    return Subject(
-        op._parameters,
-        multiply,
-        lambda _way, _v, _Av: None,
-        symmetry,
-        risk,
-        op._derivatives,
-        functools.cache(lambda: subject(*doubled(op, X, y))),
-        lambda: subject(op._with(_parameters=shifted(op._parameters)), X, y),
-    )
-
-
-def shifted(at: Parameters) -> Parameters:
-    """Other values of the parameters, a percent away.
-
-    Raises:
-        ValueError: If the model is not a function of them.
-    """
-    if not at.functional:
-        raise ValueError("a closure computes with its own tensors")
-    values = [constant(p) for p in at.tensors]
-    u = probe(values)
-    c = 1e-2 * (1 + norm(values)) / norm(u)
-    return replace(at, tensors=tuple(p + c * d for p, d in zip(values, u, strict=True)))
-
-
-def probes(op: CurvatureLinearOperator | JacobianLinearOperator, K: int = 1) -> Blocks:
+def probes(at: Parameters, K: int = 1) -> Blocks:
     """What to prove with, ``[K, *n_i]``."""
-    V = probe([p.detach().expand(K, *p.shape) for p in op._parameters.tensors])
-    return [v.to(op._dtype) for v in V]
+    return [
+        v.to(at.dtype) for v in probe([p.detach().expand(K, *p.shape) for p in at.tensors])
+    ]
 
 
 def few(batch: tuple[Any, Any], risk: Callable[[Any, Any], object]) -> tuple[Any, Any]:

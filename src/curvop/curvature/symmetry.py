@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvop.curvature.differentiation import WrongDerivativeError
-from curvop.curvature.probing import tolerance
+from curvop.derivatives import WrongDerivativeError
 from curvop.operators.layout import Blocks
+from curvop.operators.probing import tolerance
 
 
 def check_symmetric(V: Blocks, AV: Blocks) -> None:

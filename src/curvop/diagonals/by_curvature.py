@@ -14,12 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.curvature import CurvatureLinearOperator, nested
-from curvop.curvature.calls import Call
-from curvop.curvature.differentiation import Aux
-from curvop.curvature.graph import gradient, pullback
-from curvop.curvature.probing import probe
-from curvop.curvature.reading import refuse_reading
+from curvop.autograd import gradient, pullback
+from curvop.curvature import CurvatureLinearOperator
+from curvop.derivatives import Aux
 from curvop.diagonals.by_gradients import ByGradients
 from curvop.diagonals.columns import ByColumns
 from curvop.diagonals.computation import Way
@@ -35,7 +32,10 @@ from curvop.diagonals.noting import Noted, noted, used
 from curvop.diagonals.output_columns import columns_at_once
 from curvop.diagonals.per_datum import vectorised
 from curvop.diagonals.pulling import Input, pull_columns
+from curvop.layers import Call
 from curvop.operators.layout import Blocks
+from curvop.operators.probing import probe
+from curvop.risk import nested, refuse_reading
 
 _GRADIENTS = ByGradients("layers", vectorised)
 
@@ -65,18 +65,18 @@ class ByCurvature:
         """Find the parameters of layers, on a few data."""
         if self.G is None:
             return self
-        refuse_reading(self.G, X, y)  # its block is not that of the Hessian
-        with torch.enable_grad(), A._parameters.leaves() as params:
+        refuse_reading(self.G.risk, X, y)  # its block is not that of the Hessian
+        with torch.enable_grad(), A.risk.parameters.leaves() as params:
             with noted(params) as layers:
-                A._predict(params, X)
-            N = A._data.batch_size(X, y)
+                A.risk.predict(params, X)
+            N = A.risk.data.batch_size(X, y)
             gradients = replace(self.gradients, in_layers=frozenset(layers.sums(N, 1)))
             found = frozenset(_pays(layers, N))
         return replace(self, gradients=gradients, in_layers=found)
 
     def __call__(self, A: CurvatureLinearOperator, X: Any, y: Any) -> tuple[Blocks, Aux]:
         """The diagonal for one batch's summed loss."""
-        everything = range(len(A._parameters.tensors))
+        everything = range(len(A.risk.parameters.tensors))
         found: dict[int, Tensor] = {}
         if self.G is not None:
             linear = piecewise_linear(A, X, y)
@@ -95,11 +95,11 @@ def piecewise_linear(A: CurvatureLinearOperator, X: Any, y: Any) -> list[int]:
     the prediction is piecewise linear, derivatives of the second one are exact zeros, not
     rounded ones: a random vector tells.
     """
-    with torch.enable_grad(), A._parameters.leaves() as params:
-        prediction = A._predict(params, X)
+    with torch.enable_grad(), A.risk.parameters.leaves() as params:
+        prediction = A.risk.predict(params, X)
         outputs = nested.differentiable(prediction)
         leaves = [o.detach().requires_grad_() for o in outputs]
-        loss = A._loss.total(nested.refill(prediction, leaves), y)
+        loss = A.risk.loss.total(nested.refill(prediction, leaves), y)
         pairs = zip(outputs, gradient(loss, leaves, create_graph=False), strict=True)
         gradients = gradient(torch.stack([(o * c).sum() for o, c in pairs]).sum(), params)
         V = probe([p.detach() for p in params])
@@ -132,13 +132,13 @@ def _by_layers(
     """The diagonal for parameters of layers that are used nowhere else."""
     if not in_layers:
         return {}
-    with torch.enable_grad(), A._parameters.leaves() as params:
+    with torch.enable_grad(), A.risk.parameters.leaves() as params:
         with noted(params) as layers:
-            loss = A._loss.total(A._predict(params, X), y)
+            loss = A.risk.loss.total(A.risk.predict(params, X), y)
         if not loss.requires_grad:
             return {}
         elsewhere = used([loss], params)
-        N = A._data.batch_size(X, y)
+        N = A.risk.data.batch_size(X, y)
         mine = {i: at for i, at in _pays(layers, N).items() if i in in_layers}
         mine = {i: at for i, at in mine.items() if i not in elsewhere}
         calls = dict(mine.values())
@@ -203,10 +203,10 @@ def _by_units(
     A: CurvatureLinearOperator, X: Any, y: Any, some: Sequence[int]
 ) -> tuple[dict[int, Tensor], Aux]:
     """The diagonal for any parameters: a unit vector for each entry."""
-    with torch.enable_grad(), A._parameters.leaves() as params:
-        prediction = A._predict(params, X)
-        loss = A._loss.total(prediction, y)
-        tally = A._tally(nested.map_tensors(Tensor.detach, prediction), y, loss)
+    with torch.enable_grad(), A.risk.parameters.leaves() as params:
+        prediction = A.risk.predict(params, X)
+        loss = A.risk.loss.total(prediction, y)
+        tally = A.risk.tally(nested.map_tensors(Tensor.detach, prediction), y, loss)
         mine = [params[i] for i in some]
         gradients = gradient(loss, mine) if mine else []
         found = {

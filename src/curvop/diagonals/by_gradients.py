@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.curvature import CurvatureLinearOperator, nested
-from curvop.curvature.columns import chunks
-from curvop.curvature.differentiation import Aux
+from curvop.curvature import CurvatureLinearOperator
+from curvop.derivatives import Aux, chunks
 from curvop.diagonals.columns import ByColumns
 from curvop.diagonals.computation import Way, WrongDiagonalError
 from curvop.diagonals.noting import noted, used
@@ -24,6 +23,7 @@ from curvop.diagonals.output_columns import (
 from curvop.diagonals.per_datum import one_by_one, rows_of_batch, vectorised
 from curvop.diagonals.pulling import pull_columns
 from curvop.operators.layout import Blocks
+from curvop.risk import nested
 
 Rest = Callable[[CurvatureLinearOperator, Sequence[int], Any, OutputColumns], Blocks]
 
@@ -56,17 +56,17 @@ class ByGradients:
         """
         if self.in_layers is not None:
             return self
-        with torch.enable_grad(), A._parameters.leaves() as params:
+        with torch.enable_grad(), A.risk.parameters.leaves() as params:
             with noted(params) as layers:
-                A._predict(params, X)
-            found = frozenset(layers.sums(A._data.batch_size(X, y), 1))
+                A.risk.predict(params, X)
+            found = frozenset(layers.sums(A.risk.data.batch_size(X, y), 1))
         if not found:
             raise WrongDiagonalError("there are no layers")
         return replace(self, in_layers=found)
 
     def __call__(self, A: CurvatureLinearOperator, X: Any, y: Any) -> tuple[Blocks, Aux]:
         """The diagonal for one batch's summed loss."""
-        everything = range(len(A._parameters.tensors))
+        everything = range(len(A.risk.parameters.tensors))
         found, tally = self.of(A, X, y, everything)
         return [found[i] for i in everything], tally
 
@@ -87,11 +87,11 @@ def _by_layers(
     A: CurvatureLinearOperator, X: Any, y: Any, in_layers: frozenset[int]
 ) -> tuple[OutputColumns, dict[int, Tensor], Aux]:
     """The columns, and the diagonal for parameters of layers and for unused ones."""
-    with torch.enable_grad(), A._parameters.leaves() as params:
+    with torch.enable_grad(), A.risk.parameters.leaves() as params:
         with noted(params) as layers:
-            prediction = A._predict(params, X)
+            prediction = A.risk.predict(params, X)
         S = output_columns(A, prediction, X, y)
-        tally = A._tally(nested.map_tensors(Tensor.detach, prediction), y)
+        tally = A.risk.tally(nested.map_tensors(Tensor.detach, prediction), y)
         if not in_layers:
             return S, {}, tally
         outputs = nested.differentiable(prediction)

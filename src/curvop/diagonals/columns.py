@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.differentiation import Aux
+from curvop.derivatives import Aux
 from curvop.diagonals.computation import entries
 from curvop.diagonals.output_columns import columns_at_once
 from curvop.operators.layout import Blocks
@@ -27,6 +27,6 @@ class ByColumns:
         P = A.shape[0]
         k = columns_at_once(A, X, P)
         d, tally = entries(A, X, y, torch.arange(P), k)
-        parts = d.split([p.numel() for p in A._parameters.tensors])
-        tensors = A._parameters.tensors
+        parts = d.split([p.numel() for p in A.risk.parameters.tensors])
+        tensors = A.risk.parameters.tensors
         return [d.reshape(p.shape) for d, p in zip(parts, tensors, strict=True)], tally

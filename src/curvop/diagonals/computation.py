@@ -9,14 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator, nested
-from curvop.curvature.composed import with_its_kernels
-from curvop.curvature.dependence import check_dependence
-from curvop.curvature.differentiation import Aux
-from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.reading import refuse_reading
-from curvop.curvature.surroundings import surroundings
+from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator
+from curvop.derivatives import Aux
 from curvop.operators.layout import Blocks
+from curvop.risk import (
+    all_reduce,
+    failing_together,
+    nested,
+    refuse_reading,
+)
 
 # The entries that are checked, of so many data at least.
 ENTRIES = 8
@@ -45,27 +46,27 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
     """The diagonal over all batches and ranks, and how it was computed."""
     wide = torch.promote_types(A.dtype, torch.float32)  # sums of half precision
     way: Way | None = None
-    A = with_its_kernels(A)
-    with surroundings(A._data):
-        sums = [torch.zeros_like(p.detach(), dtype=wide) for p in A._parameters.tensors]
+    A = A.with_kernels_of_its_way()
+    with A.risk.surroundings():
+        sums = [torch.zeros_like(p.detach(), dtype=wide) for p in A.risk.parameters.tensors]
         loss = torch.zeros((), dtype=wide, device=A.device)
         share = torch.zeros((), dtype=torch.float64, device=A.device)
         size = sum(total.numel() for total in sums) + 2
-        with failing_together(size, A._process_group, A.dtype, A.device):
-            for X, y in A._data.batches("diagonal"):
+        with failing_together(size, A.risk.process_group, A.dtype, A.device):
+            for X, y in A.risk.data.batches("diagonal"):
                 if way is None:
                     if isinstance(A, GGNLinearOperator):
-                        refuse_reading(A, X, y)
+                        refuse_reading(A.risk, X, y)
                     way = first_right(A, ways, X, y)
                 parts, (batch_loss, batch_share) = way(A, X, y)
                 for total, part in zip(sums, parts, strict=True):
                     total += part
                 loss += batch_loss
                 share += batch_share
-        *sums, loss, share = all_reduce([*sums, loss, share], A._process_group)
-        Z = A._divisor(loss, share)
+        *sums, loss, share = all_reduce([*sums, loss, share], A.risk.process_group)
+        Z = A.risk.divisor(loss, share)
         if not any(bool(d.any()) for d in sums):
-            check_dependence(A._parameters, A._data, A._loss, A._process_group)
+            A.risk.check_dependence()
         form = ways[-1].form if way is None else way.form
         return [d.div_(Z).to(A.dtype) for d in sums], form
 
@@ -89,7 +90,7 @@ def first_right(A: CurvatureLinearOperator, ways: Sequence[Way], X: Any, y: Any)
 def cut(A: CurvatureLinearOperator, X: Any, y: Any, data: slice) -> tuple[Any, Any] | None:
     """Some of the data of a batch; ``None`` where no input has the data leading."""
     try:
-        N = A._data.batch_size(X, y)
+        N = A.risk.data.batch_size(X, y)
     except ValueError:
         return None
     if not any(leads(t, N) for t in nested.tensors(X)):
@@ -115,7 +116,7 @@ def _check_entries(A: CurvatureLinearOperator, way: Way, X: Any, y: Any) -> None
     at = [(i, _place(blocks[i])) for i in some]
     got = torch.stack([blocks[i].flatten()[j] for i, j in at]).double()
     right = torch.stack([_entry(A, X, y, i, j) for i, j in at]).double()
-    eps = max(torch.finfo(p.dtype).eps for p in A._parameters.tensors)
+    eps = max(torch.finfo(p.dtype).eps for p in A.risk.parameters.tensors)
     rounding = 1e-7 if eps < 1e-12 else 1e-2 if eps < 1e-6 else 0.2
     scale = max(float(d.abs().max()) for d in blocks if d.numel())
     bound = rounding * torch.maximum(got.abs(), right.abs()) + 100 * eps * scale
@@ -130,12 +131,12 @@ def _place(d: Tensor) -> int:
 
 def _entry(A: CurvatureLinearOperator, X: Any, y: Any, i: int, j: int) -> Tensor:
     """Entry ``j`` of block ``i``, by a product of that diagonal block of the matrix."""
-    parameters = A._parameters.only(slice(i, i + 1))
+    parameters = A.risk.parameters.only(slice(i, i + 1))
     shape = parameters.tensors[0].shape
     v = torch.zeros(1, *shape, dtype=A.dtype, device=A.device)
     v.view(-1)[j] = 1
     block = A._with(_parameters=parameters, _blocks=(slice(1),))
-    _, ((product,), _) = block._matmat_one(X, y, [v])
+    _, ((product,), _) = block.batch_product(X, y, [v])
     return product.flatten()[j]
 
 
@@ -143,7 +144,7 @@ def entries(
     A: CurvatureLinearOperator, X: Any, y: Any, at: Tensor, k: int
 ) -> tuple[Tensor, Aux]:
     """``e_iᵀ A e_i`` of one batch's summed loss for some ``i``, ``k`` products at once."""
-    tensors = A._parameters.tensors
+    tensors = A.risk.parameters.tensors
     parts: list[Tensor] = []
     tally: Aux = ()
     for i in at.to(A.device).split(k):
@@ -152,6 +153,6 @@ def entries(
         E[rows, i] = 1
         units = E.split([p.numel() for p in tensors], 1)
         V = [e.reshape(len(e), *p.shape) for e, p in zip(units, tensors, strict=True)]
-        A, (product, tally) = A._matmat_one(X, y, V)
+        A, (product, tally) = A.batch_product(X, y, V)
         parts.append(torch.cat([b.reshape(len(i), -1) for b in product], 1)[rows, i])
     return torch.cat(parts), tally

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvop.curvature.calls import Call
 from curvop.diagonals.output_columns import squares
+from curvop.layers import Call
 
 # Gradients of several data and columns are held up to so many numbers.
 NUMBERS = 2**18

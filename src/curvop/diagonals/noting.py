@@ -15,9 +15,9 @@ from torch import Size, Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from curvop.curvature.calls import Call, Calls
 from curvop.diagonals.layer_sums import Entries, LayerSum, Table, Weight
 from curvop.diagonals.pulling import Input
+from curvop.layers import Call, Calls
 
 # the parameters belong to the last axes of the output, or to the channels
 _LAST = (F.layer_norm, F.rms_norm)

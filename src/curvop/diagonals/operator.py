@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.parameters import Given, listed
 from curvop.diagonals.computation import Way, exact_diagonal
 from curvop.operators import DiagonalLinearOperator, SingularSystemError
+from curvop.risk import Given, listed
 
 
 class CurvatureDiagonalLinearOperator(DiagonalLinearOperator):

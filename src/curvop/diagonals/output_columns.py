@@ -13,13 +13,10 @@ from curvop.curvature import (
     CurvatureLinearOperator,
     EFLinearOperator,
     GGNLinearOperator,
-    nested,
+    OutputFactor,
 )
-from curvop.curvature.columns import sized
-from curvop.curvature.differentiation import Aux, Outputs
-from curvop.curvature.double_backward import DoubleBackward
-from curvop.curvature.output_factor import OutputFactor
-from curvop.curvature.parameters import Parameters
+from curvop.derivatives import Aux, DoubleBackward, Outputs, sized
+from curvop.risk import Parameters, nested
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,10 @@ def output_columns(
 ) -> OutputColumns:
     """The columns of a GGN or empirical Fisher for one batch."""
     assert isinstance(A, GGNLinearOperator | EFLinearOperator)
-    N = A._data.batch_size(X, y)
+    N = A.risk.data.batch_size(X, y)
     prediction = nested.map_tensors(Tensor.detach, prediction)
     try:
-        factor = A._output_factor(prediction, X, y, fewest=True)
+        factor = A.output_factor(prediction, X, y, fewest=True)
     except ValueError:
         if A.psd:
             raise
@@ -74,7 +71,7 @@ def _eigenvectors(
     m = sum(sizes)
 
     def total(outputs: Sequence[Tensor]) -> tuple[Outputs, Aux]:
-        return (A._loss.total(nested.refill(prediction, outputs), y),), ()
+        return (A.risk.loss.total(nested.refill(prediction, outputs), y),), ()
 
     eye = torch.eye(m, dtype=outputs[0].dtype, device=outputs[0].device)
     units = eye[:, None].expand(m, N, m).split(sizes, 2)
@@ -90,7 +87,7 @@ def _eigenvectors(
 def columns_at_once(A: CurvatureLinearOperator, X: Any, count: int) -> int:
     """As many as a product of the matrix takes at once."""
     inputs = sum(t.numel() for t in nested.tensors(X))
-    return max(1, min(count, sized(A._chunk_size, max(A.shape[0], inputs)) or count))
+    return max(1, min(count, sized(A.chunk_size, max(A.shape[0], inputs)) or count))
 
 
 def as_outputs(s: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:

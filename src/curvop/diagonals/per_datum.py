@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from curvop.curvature import CurvatureLinearOperator, nested
-from curvop.curvature.columns import chunks
-from curvop.curvature.graph import pullback
-from curvop.curvature.parameters import constant
+from curvop.autograd import pullback
+from curvop.curvature import CurvatureLinearOperator
+from curvop.derivatives import chunks
 from curvop.diagonals.computation import WrongDiagonalError, leads
 from curvop.diagonals.output_columns import (
     OutputColumns,
@@ -22,6 +21,7 @@ from curvop.diagonals.output_columns import (
     squares,
 )
 from curvop.operators.layout import Blocks
+from curvop.risk import constant, nested
 
 # Gradients of several data and columns are held up to so many numbers.
 NUMBERS = 2**22
@@ -38,9 +38,9 @@ def vectorised(
     data = [t for t in nested.tensors(X) if leads(t, S.N)]
     if not data:
         raise WrongDiagonalError("no input has the data leading")
-    if not A._parameters.functional:
+    if not A.risk.parameters.functional:
         raise WrongDiagonalError("a closure cannot be vectorised")
-    values = [constant(p) for p in A._parameters.tensors]
+    values = [constant(p) for p in A.risk.parameters.tensors]
     numbers = sum(values[i].numel() for i in some)
     columns = columns_at_once(A, X, S.count)
     at_once = max(1, NUMBERS // max(1, numbers * columns))
@@ -52,7 +52,7 @@ def vectorised(
             full = list(values)
             for i, q in zip(some, p, strict=True):
                 full[i] = q
-            return nested.differentiable(A._predict(full, x))
+            return nested.differentiable(A.risk.predict(full, x))
 
         out, pull = vjp(outputs, *(values[i] for i in some))  # type: ignore[misc]
         J = vmap(lambda s: pull(tuple(o[0] for o in as_outputs(s[None, None], out))))(s)
@@ -83,11 +83,11 @@ def one_by_one(
     """
     if not any(leads(t, S.N) for t in nested.tensors(X)):
         raise WrongDiagonalError("no input has the data leading")
-    sums = [_zeros(A._parameters.tensors[i]) for i in some]
+    sums = [_zeros(A.risk.parameters.tensors[i]) for i in some]
     for n in range(S.N):
         x = nested.map_tensors(partial(_only, n=n, N=S.N), X)
-        with torch.enable_grad(), A._parameters.leaves() as params:
-            out = nested.differentiable(A._predict(params, x))
+        with torch.enable_grad(), A.risk.parameters.leaves() as params:
+            out = nested.differentiable(A.risk.predict(params, x))
             for which in chunks(S.count, 1):
                 s, signs = S(which)
                 sign = None if signs is None else signs[:, n]
@@ -100,9 +100,9 @@ def rows_of_batch(
     A: CurvatureLinearOperator, some: Sequence[int], X: Any, S: OutputColumns
 ) -> Blocks:
     """The same through the graph of the whole batch, whose data may be coupled."""
-    sums = [_zeros(A._parameters.tensors[i]) for i in some]
-    with torch.enable_grad(), A._parameters.leaves() as params:
-        out = nested.differentiable(A._predict(params, X))
+    sums = [_zeros(A.risk.parameters.tensors[i]) for i in some]
+    with torch.enable_grad(), A.risk.parameters.leaves() as params:
+        out = nested.differentiable(A.risk.predict(params, X))
         for which in chunks(S.count, 1):
             s, signs = S(which)
             for n in range(S.N):

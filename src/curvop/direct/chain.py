@@ -10,10 +10,8 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import nested
-from curvop.curvature.columns import leading, trailing
-from curvop.curvature.kernels import differentiable_kernels
-from curvop.curvature.randomness import preserved
+from curvop.autograd import differentiable_kernels
+from curvop.derivatives import leading, trailing
 from curvop.direct.control import control_problem
 from curvop.direct.evaluation import activations, first_not_finite
 from curvop.direct.inverse import ChainInverseLinearOperator
@@ -23,6 +21,7 @@ from curvop.direct.memory import check_memory, physical_memory
 from curvop.direct.spectrum import smallest_eigenvalue
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks, Space
+from curvop.risk import nested, preserved
 
 
 @final

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from curvop.curvature.determinism import NonDeterministicError
+from curvop.curvature import NonDeterministicError
 from curvop.direct.layers import Layer, in_double
 
 

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curvop.curvature.columns import leading, trailing
+from curvop.derivatives import leading, trailing
 from curvop.direct.control import ControlProblem
 from curvop.direct.sweep import GROWTH, factorise, solve
 from curvop.operators.base import LinearOperator

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.substitution import buffer_slots, parameter_slots, substituted
+from curvop.risk import buffer_slots, parameter_slots, substituted
 
 
 @dataclass(frozen=True)

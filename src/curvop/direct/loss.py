@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import nested
-from curvop.curvature.composed_losses import composed
-from curvop.curvature.losses import kind_of
-from curvop.curvature.reading import dependent, refuse
-from curvop.curvature.substitution import buffer_slots, substituted, tensors_in
+from curvop.autograd import composed
 from curvop.direct.double_backward import gradient, second
 from curvop.direct.layers import in_double
+from curvop.risk import (
+    buffer_slots,
+    dependent,
+    kind_of,
+    nested,
+    refuse,
+    substituted,
+    tensors_in,
+)
 
 # Each of their terms depends on one example: the Hessian is block-diagonal, whatever the
 # weights, ignored targets or label smoothing.

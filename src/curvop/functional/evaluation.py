@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.curvature.composed_kernels import ComposedKernels
-from curvop.curvature.kernels import differentiable_kernels, kernels_for
-from curvop.curvature.randomness import preserved
-from curvop.curvature.substitution import buffer_slots, copied, modules_in
+from curvop.autograd import ComposedKernels, differentiable_kernels, kernels_for
 from curvop.functional.composed_norms import ComposedNorms
+from curvop.risk import buffer_slots, copied, modules_in, preserved
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
-from curvop.curvature.graph import gradient
-from curvop.functional.evaluation import as_found, evaluate
+from curvop.autograd import gradient
+from curvop.functional.evaluation import as_found
 from curvop.functional.structure import Structure, parameters, vector
 from curvop.scaling import norm
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.composed_losses import composed
-from curvop.curvature.graph import gradient, pullback
-from curvop.curvature.nested import differentiable, refill
-from curvop.functional.evaluation import differentiable_twice, scalar
+from curvop.autograd import composed, gradient, pullback
+from curvop.functional.evaluation import differentiable_twice
 from curvop.functional.structure import Structure, trainable, vector
+from curvop.functional.value import scalar
+from curvop.risk import differentiable, refill
 
 
 def gauss_newton_product(

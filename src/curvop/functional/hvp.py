@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from curvop.curvature.composed_losses import composed
-from curvop.curvature.graph import gradient, pullback
-from curvop.functional.evaluation import differentiable_twice, evaluate, scalar
+from curvop.autograd import composed, gradient, pullback
+from curvop.functional.evaluation import differentiable_twice
 from curvop.functional.structure import Structure, parameters, trainable, vector
 
 

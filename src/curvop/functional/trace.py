@@ -10,7 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import Generator, Tensor
 
-from curvop.curvature.graph import gradient, pullback
+from curvop.autograd import gradient, pullback
 from curvop.estimate import Estimate
 from curvop.functional.evaluation import differentiable_twice, evaluate
 from curvop.functional.structure import Structure, parameters

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differentiation import Way as AsWay
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.probing import probe
-from curvop.curvature.proof import Truth, is_gradient
+from curvop.curvature import CurvatureLinearOperator, Truth, is_gradient
+from curvop.derivatives import Way as AsWay
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
 from curvop.inspection.observation import Observation, take_gradient
 from curvop.inspection.problem import Problem
 from curvop.inspection.reference import exact, reference
 from curvop.inspection.results import MATRICES, Matrix, Reference, first_line
 from curvop.inspection.sample import Sample
+from curvop.operators.probing import probe
+from curvop.risk import Parameters
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def probes(parameters: Parameters) -> tuple[Tensor, Tensor]:
 
 def blocks(op: CurvatureLinearOperator, v: Tensor) -> list[Tensor]:
     """A flat vector as blocks ``[1, *n_i]``."""
-    tensors = op._parameters.tensors
+    tensors = op.risk.parameters.tensors
     parts = v.split([p.numel() for p in tensors])
     return [w.reshape(1, *p.shape) for w, p in zip(parts, tensors, strict=True)]
 

@@ -10,15 +10,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.linearization import LinearizedLinearOperator
-from curvop.curvature.merging import Batch
-from curvop.curvature.rows import ROWS_BYTES
+from curvop.curvature import CurvatureLinearOperator
 from curvop.inspection.measuring import seconds_of
 from curvop.inspection.results import Forecast, Matrix, first_line
 from curvop.inspection.sample import Sample, cut
 from curvop.inspection.trials import linearized
+from curvop.linearized import ROWS_BYTES, LinearizedLinearOperator
 from curvop.operators.base import LinearOperator
+from curvop.risk import Batch
 
 PRODUCTS = 100
 UNKNOWN = "the number of data is unknown: pass num_data="

@@ -9,9 +9,9 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from curvop.curvature.parameters import unwrapped
 from curvop.inspection.results import Caution
 from curvop.inspection.scene import Rule, Scene
+from curvop.risk import unwrapped
 
 
 def _fails(scene: Scene) -> Iterator[Caution]:

@@ -12,13 +12,10 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from curvop.curvature import nested
-from curvop.curvature.graph import gradient
-from curvop.curvature.losses import Loss
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.probing import differ, tolerance
-from curvop.curvature.substitution import modules_in
+from curvop.autograd import gradient
 from curvop.inspection.results import first_line
+from curvop.operators.probing import differ, tolerance
+from curvop.risk import Loss, Parameters, modules_in, nested
 
 _DROPOUTS = (
     F.dropout,

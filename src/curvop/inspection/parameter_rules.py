@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import nested
-from curvop.curvature.parameters import unwrapped
-from curvop.curvature.substitution import modules_in
 from curvop.inspection.results import Caution
 from curvop.inspection.scene import Rule, Scene
+from curvop.risk import modules_in, nested, unwrapped
 
 
 def _unused(scene: Scene) -> Iterator[Caution]:

@@ -9,14 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.empirical_fisher import EFLinearOperator
-from curvop.curvature.ggn import GGNLinearOperator
-from curvop.curvature.hessian import HessianLinearOperator
-from curvop.curvature.losses import Loss, _told_reduction, as_loss
-from curvop.curvature.merging import Batch
-from curvop.curvature.parameters import Parameters, predicted, unwrapped
+from curvop.curvature import (
+    CurvatureLinearOperator,
+    EFLinearOperator,
+    GGNLinearOperator,
+    HessianLinearOperator,
+)
 from curvop.inspection.results import Matrix, first_line
+from curvop.risk import (
+    Batch,
+    Loss,
+    Parameters,
+    as_loss,
+    predicted,
+    told_reduction,
+    unwrapped,
+)
 
 CLASSES: dict[Matrix, type[CurvatureLinearOperator]] = {
     "Hessian": HessianLinearOperator,
@@ -104,7 +112,7 @@ def understood(
 
     guessed = None
     told = reduction is not None or not callable(loss_func)
-    if not told and _told_reduction(loss_func) is None:
+    if not told and told_reduction(loss_func) is None:
         kept = [r for r in ("mean", "sum") if not keeps_its_word(as_loss(loss_func, r))]
         guessed = kept[0] if kept else "unknown"
         reduction = kept[0] if kept else "mean"

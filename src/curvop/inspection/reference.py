@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.merging import Batch
-from curvop.curvature.proof import Truth, subject, truth
-from curvop.curvature.replica import doubled
-from curvop.curvature.surroundings import surroundings
+from curvop.curvature import CurvatureLinearOperator, Truth, truth
 from curvop.inspection.results import Matrix, Reference, first_line
 from curvop.operators.layout import Blocks
+from curvop.risk import Batch
 
 
 def reference(
@@ -29,9 +22,9 @@ def reference(
         v: What to multiply, ``[1, *n_i]``.
     """
     try:
-        with surroundings(op._data):
-            found = truth(subject(op, *batch), v)
-            Z = divisor(op, [batch])
+        with op.risk.surroundings():
+            found = truth(op.subject(*batch), v)
+            Z = op.risk.divisor_over([batch])
     except Exception as error:
         found = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(found, str):
@@ -44,20 +37,6 @@ def reference(
     )
 
 
-def divisor(op: CurvatureLinearOperator, batches: Sequence[Batch]) -> Tensor:
-    """What the mean over these batches divides by."""
-
-    def tally(batch: Batch) -> tuple[Tensor, Tensor]:
-        X, y = batch
-        with torch.no_grad():
-            params = [p.detach() for p in op._parameters.tensors]
-            loss, share = op._tally(op._predict(params, X), y)
-        return loss, share
-
-    loss, share = zip(*map(tally, batches), strict=True)
-    return op._divisor(torch.stack(loss).sum(), torch.stack(share).sum())
-
-
 def exact(op: CurvatureLinearOperator, batch: Batch) -> CurvatureLinearOperator:
     """The operator of one batch in double precision.
 
@@ -65,5 +44,5 @@ def exact(op: CurvatureLinearOperator, batch: Batch) -> CurvatureLinearOperator:
         MemoryError: If there is too little memory.
         RuntimeError: If a copy of the model predicts something else.
     """
-    made, X, y = doubled(op, *batch)
-    return made._with(_data=replace(op._data, source=[(X, y)]))
+    made, X, y = op.in_double(*batch)
+    return made.with_risk(replace(made.risk, data=replace(op.risk.data, source=[(X, y)])))

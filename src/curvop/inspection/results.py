@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from curvop.curvature.differentiation import first_line as whole_first_line
+from curvop.derivatives import first_line as whole_first_line
 
 Matrix = Literal["Hessian", "GGN", "EF"]
 Method = Literal["finite differences"]

@@ -14,11 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.kernels import differentiable_kernels
-from curvop.curvature.parameters import Given, as_parameters, listed
-from curvop.curvature.randomness import preserved
-from curvop.curvature.reduction import Divisor
-from curvop.curvature.unpacking import Unpack, takes_weight
+from curvop.autograd import differentiable_kernels
 from curvop.inspection.bench import Bench, benches
 from curvop.inspection.cautions import cautions
 from curvop.inspection.forecasting import choose, estimate
@@ -35,6 +31,15 @@ from curvop.inspection.results import (
 from curvop.inspection.sample import Sample, take
 from curvop.inspection.scene import Scene
 from curvop.inspection.trials import FORMS, WAYS, attempt
+from curvop.risk import (
+    Divisor,
+    Given,
+    Unpack,
+    as_parameters,
+    listed,
+    preserved,
+    takes_weight,
+)
 
 
 def preflight(

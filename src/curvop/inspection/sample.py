@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from curvop.curvature import nested
-from curvop.curvature.data import Data
-from curvop.curvature.merging import Batch
-from curvop.curvature.randomness import preserved
+from curvop.risk import Batch, Data, nested, preserved
 
 
 @dataclass(frozen=True)

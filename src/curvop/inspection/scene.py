@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.substitution import modules_in
 from curvop.inspection.observation import Observation
 from curvop.inspection.problem import Problem
 from curvop.inspection.results import Caution, Forecast
 from curvop.inspection.sample import Sample
+from curvop.risk import Parameters, modules_in
 
 
 @dataclass(frozen=True)

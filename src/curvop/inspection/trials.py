@@ -9,36 +9,27 @@ import warnings
 import torch
 from torch import Tensor
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differentiation import Way as AsWay
-from curvop.curvature.factored import NotFactorableError, factored
-from curvop.curvature.hessian import HessianLinearOperator
-from curvop.curvature.keeping import Effort
-from curvop.curvature.kept_graph import graphs
-from curvop.curvature.linearization import Derivation, LinearizedLinearOperator
-from curvop.curvature.probing import tolerance
-from curvop.curvature.proof import EXACT, STOPPED
-from curvop.curvature.recorded import recorded
-from curvop.curvature.rows import rows
-from curvop.curvature.surroundings import surroundings
+from curvop.curvature import EXACT, STOPPED, CurvatureLinearOperator, HessianLinearOperator
+from curvop.derivatives import Way as AsWay
 from curvop.inspection.bench import Bench, blocks
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
-from curvop.inspection.reference import divisor
 from curvop.inspection.results import PLAIN, Trial, Verdict, Way, first_line
+from curvop.linearized import (
+    Form,
+    LinearizedLinearOperator,
+    NotFactorableError,
+    linearized_as,
+)
 from curvop.operators.base import LinearOperator
+from curvop.operators.probing import tolerance
 
-FORMS: dict[Way, Derivation] = {
-    "rows": rows,
-    "factored": factored,
-    "recorded": recorded,
-    "graphs": graphs,
-}
+FORMS: tuple[Form, ...] = ("rows", "factored", "recorded", "graphs")
 WAYS: tuple[Way, ...] = (*PLAIN, *FORMS)
 ROUGH = 100  # times the rounding that is expected, where double precision cannot be asked
 
 
 def linearized(
-    op: CurvatureLinearOperator, form: Way, v: Tensor
+    op: CurvatureLinearOperator, form: Form, v: Tensor
 ) -> LinearizedLinearOperator:
     """The linearised operator of this form, whether or not ``linearize`` would take it.
 
@@ -46,18 +37,13 @@ def linearized(
         NotFactorableError: If the matrix does not have this form, or it would not pay.
         TypeError: If the form needs a function of the parameters.
     """
-    if form != "graphs" and not op._parameters.functional:
+    if form != "graphs" and not op.risk.parameters.functional:
         raise NotFactorableError(
             "needs a module, or a callable (params, X) -> prediction, not a closure"
         )
     if form == "factored" and isinstance(op, HessianLinearOperator):
         raise NotFactorableError("a Hessian has no rows")
-    effort = Effort.asked_for(None, 100, None, False)
-    with surroundings(op._data):
-        batches = list(op._data.batches("linearize"))
-        kept = FORMS[form](op, batches, blocks(op, v.to(op.dtype)), effort)
-        Z = divisor(op, batches)
-    return LinearizedLinearOperator(op, kept, Z, form, 0.0)  # type: ignore[arg-type]
+    return linearized_as(form, op, blocks(op, v.to(op.dtype)))
 
 
 def attempt(bench: Bench, way: Way) -> Trial:
@@ -115,8 +101,8 @@ def _noise(op: CurvatureLinearOperator, A: LinearOperator, v: Tensor) -> float:
     """Relative difference of two products, the generators running on between them."""
     if A is op:
         V = blocks(op, v)
-        with surroundings(op._data):
-            sums = [op._sum_over_all(V)[0][: len(V)] for _ in range(2)]
+        with op.risk.surroundings():
+            sums = [op.sum_over_data(V)[0][: len(V)] for _ in range(2)]
         first, second = (torch.cat([b.reshape(-1) for b in s]).double() for s in sums)
     else:
         first, second = ((A @ v).double() for _ in range(2))
@@ -140,7 +126,7 @@ def _judged(
     error: float | None,
 ) -> tuple[Verdict, str | None]:
     """The verdict, and the reason where it is not "right"."""
-    rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
+    rounding = tolerance(*(p.dtype for p in op.risk.parameters.tensors))
     if not bool(Av.isfinite().all()):
         return "not finite", "the product is not finite"
     if bench.is_random or noise > rounding:

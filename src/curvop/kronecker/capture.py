@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from curvop.curvature.calls import detached_from_base
-from curvop.curvature.graph import leaves_of
+from curvop.autograd import leaves_of
 from curvop.kronecker.calls import (
     LayerCall,
     MatrixCall,
@@ -21,6 +20,7 @@ from curvop.kronecker.calls import (
     TableCall,
     by_feature,
 )
+from curvop.layers import detached_from_base
 
 Receive = Callable[[LayerCall, Tensor], None]
 

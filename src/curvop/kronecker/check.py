@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.determinism import (
-    check_deterministic,
-    differences,
-    gradient_over_data,
-)
-from curvop.curvature.probing import tolerance
-from curvop.curvature.surroundings import surroundings
+from curvop.curvature import CurvatureLinearOperator, differences
+from curvop.operators.probing import tolerance
+from curvop.risk import gradient_over_data
 
 
 def check(op: CurvatureLinearOperator) -> None:
@@ -22,10 +17,10 @@ def check(op: CurvatureLinearOperator) -> None:
         NonDeterministicError: If the passes differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
-    with surroundings(op._data):
-        first = gradient_over_data(op)
-        op._divisor(*first[-2:])
-        second = gradient_over_data(op)
-        rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
+    with op.risk.surroundings():
+        first = gradient_over_data(op.risk, "determinism check")
+        op.risk.divisor(*first[-2:])
+        second = gradient_over_data(op.risk, "determinism check")
+        rounding = tolerance(*(p.dtype for p in op.risk.parameters.tensors))
         if any(differences(first, second, rounding)):
-            check_deterministic(op)  # a gradient may be nothing but rounding: products tell
+            op.check_deterministic()  # a gradient may be rounding: products tell

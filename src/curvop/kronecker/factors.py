@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from curvop.curvature.graph import UNUSED
 from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, Members, eigh
 from curvop.kronecker.calls import LayerCall, MatrixCall, ScaleCall, TableCall
 from curvop.kronecker.eigenvalues import MatrixValues, TableValues
@@ -19,6 +18,7 @@ from curvop.kronecker.layers import TIED, Key, Layers
 from curvop.kronecker.sums import LayerSums, MatrixSums, ScaleSums, TableSums
 from curvop.kronecker.tied import TiedSums, TiedValues
 from curvop.operators.layout import Space
+from curvop.risk import UNUSED
 
 Fallback = Callable[[Sequence[int]], Sequence[Tensor]]  # positions -> exact diagonals
 

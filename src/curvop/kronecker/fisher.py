@@ -11,22 +11,25 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from curvop.curvature import nested
-from curvop.curvature.data import Data
-from curvop.curvature.dependence import check_dependence
-from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.groups import Per
-from curvop.curvature.losses import Loss
-from curvop.curvature.output_factor import OutputFactor, output_factor
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.probing import probe
-from curvop.curvature.randomness import preserved
-from curvop.curvature.reading import read_by, refuse
-from curvop.curvature.reduction import total_divisor
+from curvop.curvature import OutputFactor, Per, output_factor
 from curvop.kronecker.calls import LayerCall
 from curvop.kronecker.capture import Capture
 from curvop.kronecker.layers import Layers
 from curvop.kronecker.stream import Stream
+from curvop.operators.probing import probe
+from curvop.risk import (
+    Data,
+    Loss,
+    Parameters,
+    all_reduce,
+    check_dependence,
+    failing_together,
+    nested,
+    preserved,
+    read_by,
+    refuse,
+    total_divisor,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from curvop.curvature.columns import leading, trailing
+from curvop.derivatives import leading, trailing
 from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, eigh, multiply
 from curvop.kronecker.factors import Factors
 from curvop.operators.base import LinearOperator

@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import GGNLinearOperator
-from curvop.curvature.columns import leading, trailing
-from curvop.curvature.data import Data
-from curvop.curvature.groups import Per
-from curvop.curvature.losses import as_loss
-from curvop.curvature.output_factor import SEED
-from curvop.curvature.parameters import Given, Parameters, as_parameters, listed
-from curvop.curvature.reduction import Divisor
-from curvop.curvature.unpacking import Unpack, takes_weight
+from curvop.curvature import SEED, GGNLinearOperator, Per
+from curvop.derivatives import leading, trailing
 from curvop.kronecker.blocks import eigh, multiply
 from curvop.kronecker.check import check
 from curvop.kronecker.factors import Approximation, Factors
@@ -39,6 +32,17 @@ from curvop.kronecker.spectrum import Eigendecomposition, eigendecomposition
 from curvop.kronecker.storage import read, write
 from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks
+from curvop.risk import (
+    Data,
+    Divisor,
+    Given,
+    Parameters,
+    Unpack,
+    as_loss,
+    as_parameters,
+    listed,
+    takes_weight,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Size, Tensor
 
-from curvop.curvature.columns import leading, trailing
+from curvop.derivatives import leading, trailing
 from curvop.kronecker.blocks import EigenBlock, eigh
 from curvop.kronecker.factors import Factors
 from curvop.operators.algebra import TransposedLinearOperator

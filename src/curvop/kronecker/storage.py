@@ -11,9 +11,9 @@ import torch
 from torch import Size, Tensor
 
 from curvop.checksum import checksum, not_finite
-from curvop.curvature.parameters import Parameters
 from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, Members
 from curvop.kronecker.factors import Factors
+from curvop.risk import Parameters
 
 _TENSORS = {KroneckerBlock: ("left", "right"), EigenBlock: ("left", "right", "values")}
 _VERSION = 1

@@ -8,11 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from curvop.curvature import nested
-from curvop.curvature.data import Data
-from curvop.curvature.merging import Batch, merge
-from curvop.curvature.parameters import Model, constant
-from curvop.curvature.probing import differ
+from curvop.operators.probing import differ
+from curvop.risk import Batch, Data, Model, constant, merge, nested
 
 # What goes into the layers may be so many numbers for data that are put together.
 NUMBERS = 2**20

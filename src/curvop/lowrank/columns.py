@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Size, Tensor
 
-from curvop.curvature.columns import leading, trailing
+from curvop.derivatives import leading, trailing
 from curvop.lowrank.piece import Piece, Source
 from curvop.operators.algebra import TransposedLinearOperator
 from curvop.operators.base import LinearOperator

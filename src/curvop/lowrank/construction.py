@@ -11,21 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from curvop.curvature.dependence import check_dependence
-from curvop.curvature.linearization import refuse_if_changed, versions
-from curvop.curvature.parameters import constant
-from curvop.curvature.probing import probe, tolerance
-from curvop.curvature.reading import refuse_reading
-from curvop.curvature.surroundings import surroundings
+from curvop.linearized import refuse_if_changed, versions
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.derivation import Batch, Way, ways
 from curvop.lowrank.factor import GramFactor
 from curvop.lowrank.piece import Piece, Source, merged
 from curvop.operators.layout import Blocks
+from curvop.operators.probing import probe, tolerance
+from curvop.risk import constant, refuse_reading
 
 if TYPE_CHECKING:
-    from curvop.curvature.base import CurvatureLinearOperator
-    from curvop.curvature.factorable import FactorableLinearOperator
+    from curvop.curvature import CurvatureLinearOperator, FactorableLinearOperator
 
 
 def factor(
@@ -46,19 +42,22 @@ def factor(
         ValueError: If it is out of range, or the matrix has no such factor.
     """
     _check(op, memory_budget, gram_dtype)
-    v = [b.to(op.dtype) for b in probe([p.detach()[None] for p in op._parameters.tensors])]
-    with surroundings(op._data):
-        data = list(op._data.batches("factor"))
-        products = [op._sum_over([batch], v)[0] for batch in data]
-        refuse_reading(op, *data[0])
+    v = [
+        b.to(op.dtype)
+        for b in probe([p.detach()[None] for p in op.risk.parameters.tensors])
+    ]
+    with op.risk.surroundings():
+        data = list(op.risk.data.batches("factor"))
+        products = [op.sum_over([batch], v)[0] for batch in data]
+        refuse_reading(op.risk, *data[0])
         if not any(bool(b.any()) for sums in products for b in sums[:-2]):
-            check_dependence(op._parameters, op._data, op._loss)
+            op.risk.check_dependence()
         loss, share = (torch.stack([sums[i] for sums in products]).sum() for i in (-2, -1))
-        Z = op._divisor(loss, share)
+        Z = op.risk.divisor(loss, share)
         pairs = [
             (_batch(op, X, y, Z), [b / Z for b in sums[:-2]])
             for (X, y), sums in zip(data, products, strict=True)
-            if op._data.batch_size(X, y)
+            if op.risk.data.batch_size(X, y)
         ]
         sources = _sources(op, pairs, v, memory_budget)
     V = FactorColumnsLinearOperator(sources, op._codomain, dtype=op.dtype, device=op.device)
@@ -68,10 +67,10 @@ def factor(
 def _batch(op: FactorableLinearOperator, X: Any, y: Any, Z: Tensor) -> Batch:
     """``S / √Z`` of one batch."""
     with torch.no_grad():
-        prediction = op._predict([constant(p) for p in op._parameters.tensors], X)
-    columns = op._output_factor(prediction, X, y).blocks(slice(None))
+        prediction = op.risk.predict([constant(p) for p in op.risk.parameters.tensors], X)
+    columns = op.output_factor(prediction, X, y).blocks(slice(None))
     S = [s / Z.sqrt().to(s.dtype) for s in columns]
-    return Batch(op._parameters, X, S, op._data.batch_size(X, y))
+    return Batch(op.risk.parameters, X, S, op.risk.data.batch_size(X, y))
 
 
 def _sources(
@@ -83,15 +82,15 @@ def _sources(
     """Where the columns come from: kept if they fit; verified in any case."""
     most = max(batch.N for batch, _ in pairs)
     step = most if budget is None else _data_at_once([b for b, _ in pairs], budget)
-    before = versions(op._parameters.watched)
+    before = versions(op.risk.parameters.watched)
 
     def anew(batch: Batch, way: Way, data: range) -> Piece:
-        refuse_if_changed(op._parameters.watched, before)
-        with surroundings(op._data):
+        refuse_if_changed(op.risk.parameters.watched, before)
+        with op.risk.surroundings():
             return way(batch, data)
 
     make = _kept if step >= most else partial(partial, anew)
-    bar = tqdm(pairs, "columns", disable=not op._data.progressbar)
+    bar = tqdm(pairs, "columns", disable=not op.risk.data.progressbar)
     sources = [s for batch, right in bar for s in _verified(batch, v, right, step, make)]
     if step < most:
         return sources
@@ -185,12 +184,12 @@ def _nbytes_of_one(batch: Batch) -> int:
 
 def _check(op: CurvatureLinearOperator, memory_budget: object, gram_dtype: object) -> None:
     """Refuse what has no factor, or no meaning."""
-    if len(op._blocks) > 1:
+    if len(op.diagonal_blocks) > 1:
         raise ValueError(
             "A block-diagonal matrix has no factor with few columns. Leave block_sizes "
             "out, or build an operator for the parameters of each block."
         )
-    if op._process_group is not None:
+    if op.risk.process_group is not None:
         raise ValueError(
             "A factor needs all of its data in one process. Leave process_group out."
         )

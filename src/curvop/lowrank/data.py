@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from curvop.curvature import nested
-from curvop.curvature.parameters import Parameters, constant
 from curvop.lowrank.parts import Part, Stored
 from curvop.operators.layout import Blocks
+from curvop.risk import Parameters, constant, nested
 
 # Columns that are pulled back at once: each takes the memory of a datum's activations.
 COLUMNS_AT_ONCE = 512

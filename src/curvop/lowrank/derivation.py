@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from curvop.curvature import nested
-from curvop.curvature.calls import Calls
-from curvop.curvature.parameters import Parameters
+from curvop.layers import Calls
 from curvop.lowrank.data import parts_by_passes, parts_by_vmap
 from curvop.lowrank.layers import parts_of_layers
 from curvop.lowrank.parts import Part
 from curvop.lowrank.piece import Piece
 from curvop.operators.layout import Blocks
+from curvop.risk import Parameters, nested
 
 
 @dataclass(frozen=True)

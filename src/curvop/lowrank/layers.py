@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from curvop.curvature.calls import Call, Calls
+from curvop.layers import Call, Calls
 from curvop.lowrank.parts import Outer, Part, Stored
 from curvop.operators.layout import Blocks
 

@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor
 
 from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.risk import loss_and_gradient
 from curvop.estimate import Estimate
 from curvop.estimators import trace
 from curvop.operators import (
@@ -19,6 +18,7 @@ from curvop.operators import (
     LowRankLinearOperator,
     assume_symmetric,
 )
+from curvop.risk import loss_and_gradient
 from curvop.spectra import Eigenpairs, eigsh
 
 
@@ -82,7 +82,7 @@ def measure(
     Raises:
         KeyboardInterrupt: On Ctrl-C.
     """
-    loss, g = loss_and_gradient(H)
+    loss, g = loss_and_gradient(H.risk)
     if not math.isfinite(loss) or not bool(g.isfinite().all()):
         return None
     before = None if previous is None else previous.pairs

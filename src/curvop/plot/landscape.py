@@ -12,11 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.distributed import all_reduce, failing_together
-from curvop.curvature.reduction import total_divisor
-from curvop.curvature.risk import curvature, loss_and_gradient
-from curvop.curvature.surroundings import surroundings
-from curvop.plot.canvas import ORANGE, axes, check_kind
+from curvop.linearized import origin
+from curvop.risk import (
 from curvop.spectra import Eigenpairs
 
 if TYPE_CHECKING:
@@ -96,8 +93,8 @@ def loss_landscape(
     >>> torch.allclose(landscape.loss, landscape.quadratic(), atol=1e-6)
     True
     """
-    op = curvature(H, "loss_landscape")
-    if not op._parameters.functional:
+    op = origin(H, "loss_landscape")
+    if not op.risk.parameters.functional:
         raise TypeError(
             "loss_landscape evaluates the model at other parameters, which a closure over "
             "them does not allow. Build the operator from an nn.Module, or from a callable "
@@ -108,7 +105,7 @@ def loss_landscape(
         torch.linspace(-r, r, n, dtype=torch.float64)
         for r, n in zip(_radii(radius), _nums(num), strict=True)
     )
-    centre, gradient = loss_and_gradient(op)
+    centre, gradient = loss_and_gradient(op.risk)
     loss = _losses(op, D, torch.cartesian_prod(alpha, beta), progressbar)
     wide = D.double()
     return Landscape(
@@ -126,15 +123,15 @@ def _losses(
     op: CurvatureLinearOperator, D: Tensor, steps: Tensor, progressbar: bool
 ) -> Tensor:
     """The loss at ``θ + D s`` for each row ``s`` of ``[n, 2]``; ``[n]``."""
-    params = op._parameters.tensors
+    params = op.risk.parameters.tensors
     blocks = [
         d.reshape(2, *p.shape)
         for d, p in zip(D.T.split([p.numel() for p in params], 1), params, strict=True)
     ]
     sums = torch.zeros(len(steps), 2, dtype=torch.float64, device=op.device)
-    together = failing_together(sums.numel(), op._process_group, sums.dtype, op.device)
-    with surroundings(op._data), torch.no_grad(), together:
-        for X, y in op._data.batches("loss_landscape"):
+    together = failing_together(sums.numel(), op.risk.process_group, sums.dtype, op.device)
+    with op.risk.surroundings(), torch.no_grad(), together:
+        for X, y in op.risk.data.batches("loss_landscape"):
             for i, (a, b) in enumerate(
                 tqdm(steps.tolist(), "loss_landscape", disable=not progressbar)
             ):
@@ -142,11 +139,11 @@ def _losses(
                     (p + a * d[0] + b * d[1]).to(p.dtype)
                     for p, d in zip(params, blocks, strict=True)
                 ]
-                loss, share = op._tally(op._predict(there, X), y)
+                loss, share = op.risk.tally(op.risk.predict(there, X), y)
                 sums[i, 0] += loss
                 sums[i, 1] += share
-    (sums,) = all_reduce([sums], op._process_group)
-    Z = total_divisor(op._loss.reduction, sums[0, 1])
+    (sums,) = all_reduce([sums], op.risk.process_group)
+    Z = total_divisor(op.risk.loss.reduction, sums[0, 1])
     return (sums[:, 0] / Z).cpu()
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import nested
-from curvop.curvature.substitution import tensors_in
 from curvop.reporting.target import Target, TargetError
+from curvop.risk import nested, tensors_in
 
 
 class Cast:

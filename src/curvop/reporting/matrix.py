@@ -74,7 +74,7 @@ def matrices(target: Target, settings: Settings, notes: list[str]) -> Matrices:
         )
 
     A = operator(OPERATORS[settings.curvature], True)
-    has_other = not A.psd and A._loss.convex
+    has_other = not A.psd and A.risk.loss.convex
     return Matrices(A, partial(operator, GGNLinearOperator, False) if has_other else None)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from curvop.checkpoint import Checkpoint, State
 from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.risk import loss_and_gradient
 from curvop.operators import LinearOperator
 from curvop.reporting.account import Clock, Metered
 from curvop.reporting.findings import Findings, Settings, duration, now, versions
@@ -24,6 +23,7 @@ from curvop.reporting.resources import forget, is_saved, room_for_vectors
 from curvop.reporting.sections import SECTIONS, Section, wanted
 from curvop.reporting.subject import described, identity
 from curvop.reporting.target import Target
+from curvop.risk import loss_and_gradient
 
 Say = Callable[[str], None]
 FOR_THE_PAGE = 3.0  # seconds to draw and write it
@@ -51,7 +51,7 @@ def find(
     with _collected(notes):
         given = preconditioner_of(target)
         op, gauss_newton = matrices(target, settings, notes)
-        loss, g = loss_and_gradient(op)
+        loss, g = loss_and_gradient(op.risk)
         about = described(target, op, loss)
         A = linearized(op, end)
         clock.start(end)

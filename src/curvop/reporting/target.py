@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from curvop.curvature.parameters import listed
+from curvop.risk import listed
 
 NEEDED = ("model", "loss", "params", "data")
 OPTIONAL = ("optimizer", "preconditioner", "reduction", "batch_size_fn", "unpack")

@@ -1,0 +1,19 @@
+"""Torch's autograd, where it needs help: its graph, and kernels with right derivatives."""
+
+from curvop.autograd.composed_kernels import ComposedKernels
+from curvop.autograd.composed_losses import composed
+from curvop.autograd.graph import depends, gradient, leaves_of, pull, pullback
+from curvop.autograd.kernels import differentiable_kernels, kernels_for, within
+
+__all__ = [
+    "ComposedKernels",
+    "composed",
+    "depends",
+    "differentiable_kernels",
+    "gradient",
+    "kernels_for",
+    "leaves_of",
+    "pull",
+    "pullback",
+    "within",
+]

@@ -1,0 +1,60 @@
+"""Whatever the form, its first products must be the operator's own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from curvop.curvature import check_columns
+from curvop.derivatives import first_line
+from curvop.operators.layout import Blocks
+
+
+def verify(got: Sequence[Tensor], right: Sequence[Tensor], rounding: float) -> None:
+    """Refuse a product with a probe that is not the operator's own.
+
+    Raises:
+        RuntimeError: If it is not.
+    """
+    scale = max(float(b.abs().max()) for b in right if b.numel())
+    pairs = [(a, b) for a, b in zip(got, right, strict=True) if b.numel()]
+    error = max(float((a - b).abs().max()) for a, b in pairs)
+    if not error <= rounding * scale:
+        raise RuntimeError(
+            f"the linearised product is off by {error / max(scale, 1e-300):.1e} relative: "
+            "its batches cannot be merged or its graph not be recorded"
+        )
+
+
+def verify_columns(
+    one: Blocks, multiply: Callable[[Blocks], Blocks], v: Blocks, rounding: float
+) -> None:
+    """Refuse a product of two columns that is not that of each.
+
+    Args:
+        one: The product of ``v``.
+        multiply: What is to be checked.
+        v: A column, ``[1, *n_i]``.
+        rounding: Relative difference that is none.
+
+    Raises:
+        WrongDerivativeError: If it is another.
+    """
+    two = multiply([torch.cat([b, 2 * b]) for b in v])
+    check_columns(one, [b[1:] / 2 for b in two], 4 * rounding)
+
+
+def warn_not_kept(form: str, error: Exception) -> None:
+    """Say why a form does not do, and what is kept instead."""
+    what = {
+        "recorded": ("The product cannot be recorded", "keeps autograd's graphs instead"),
+        "graphs": ("Autograd's graphs do not do", "keeps nothing"),
+    }
+    refused, instead = what[form]
+    warnings.warn(
+        f"{refused} ({first_line(error)}). The linearised operator {instead}.",
+        stacklevel=6,
+    )

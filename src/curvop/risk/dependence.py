@@ -1,0 +1,99 @@
+"""Whether a zero matrix is that of a model, or of one that is cut off its parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from curvop.autograd import depends
+from curvop.operators.probing import differ, probe
+from curvop.risk import nested
+from curvop.risk.data import Data
+from curvop.risk.distributed import all_reduce, failing_together
+from curvop.risk.parameters import Parameters, constant
+from curvop.risk.randomness import preserved
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from curvop.risk.losses import Loss
+
+
+UNUSED = (
+    "The model uses none of the given parameters (or detaches its prediction, or computes "
+    "it under no_grad): nothing to differentiate. Pass the tensors that the model is "
+    "computed from."
+)
+
+
+def in_graph(outputs: tuple[Tensor, ...], at: Parameters) -> tuple[Tensor, ...]:
+    """The outputs of a closure, provided that they depend on some parameter.
+
+    Parameters of a module are known to belong to it; if it does not use them, the matrix
+    is zero.
+
+    Raises:
+        ValueError: If a closure does not use the tensors that it was given with.
+    """
+    if not at.functional and not any(o.requires_grad for o in outputs):
+        raise ValueError(UNUSED)
+    return outputs
+
+
+def check_dependence(
+    at: Parameters,
+    data: Data,
+    loss: Loss | None = None,
+    group: ProcessGroup | None = None,
+) -> None:
+    """Refuse a model that is cut off its parameters, or a closure over others.
+
+    Costs the passes up to the first batch that depends on a parameter: meant for when a
+    gradient or product is zero. If there is none, the matrix is zero where the prediction
+    does not change with the parameters either; where it does, it has been detached.
+
+    Args:
+        at: The parameters.
+        data: The data.
+        loss: Where it may depend on parameters by itself.
+        group: Ranks that share the data.
+
+    Raises:
+        ValueError: If no batch depends on any, and not for lack of use.
+    """
+    counts = torch.zeros(2, dtype=torch.float64, device=at.device)
+    with failing_together(2, group, counts.dtype, at.device):
+        for X, y in data.batches("are parameters used?"):
+            if _depends(at, X, y, loss):
+                counts[0] += 1
+                break
+            if not at.functional or _changes(at, X):
+                counts[1] += 1
+    ((used, cut_off),) = all_reduce([counts], group)
+    if bool(cut_off) and not bool(used):
+        raise ValueError(UNUSED)
+
+
+def _depends(at: Parameters, X: Any, y: Any, loss: Loss | None) -> bool:
+    """Whether autograd knows of a parameter."""
+    with torch.enable_grad(), at.leaves() as params:
+        prediction = at.model(params, X)
+        outputs = nested.differentiable(prediction)
+        if loss is not None and at.read:
+            outputs = (*outputs, loss.total(prediction, y))
+        return depends(outputs, params)
+
+
+def _changes(at: Parameters, X: Any) -> bool:
+    """Whether the prediction is another one for other parameters, the same dropout."""
+    values = [constant(p) for p in at.tensors]
+    others = [p + u for p, u in zip(values, probe(values), strict=True)]
+
+    def predicted(params: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad(), preserved(at.device):
+            return [o.flatten() for o in nested.differentiable(at.model(params, X))]
+
+    before, after = torch.cat(predicted(values)), torch.cat(predicted(others))
+    return before.numel() > 0 and differ(before, after)
