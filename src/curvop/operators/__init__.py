@@ -1,12 +1,21 @@
 """Linear algebra that knows nothing of networks."""
 
 from curvop.operators.interop import SciPyLinearOperator
-from curvop.operators.layout import Blocks, Form, Side, Space, Vector, admit, read
+from curvop.operators.layout import Blocks, Form, Space, Vector, admit, read
 from curvop.operators.linear_operator import (
     LinearOperator,
     SingularSystemError,
     TransposedLinearOperator,
     as_operator,
+)
+from curvop.operators.probing import (
+    differ,
+    norm,
+    norms,
+    not_finite,
+    probe,
+    refuse_not_finite,
+    tolerance,
 )
 from curvop.operators.structured import (
     BlockDiagonalLinearOperator,
@@ -27,7 +36,6 @@ __all__ = [
     "LinearOperator",
     "LowRankLinearOperator",
     "SciPyLinearOperator",
-    "Side",
     "SingularSystemError",
     "Space",
     "TransposedLinearOperator",
@@ -36,5 +44,12 @@ __all__ = [
     "as_operator",
     "assume_psd",
     "assume_symmetric",
+    "differ",
+    "norm",
+    "norms",
+    "not_finite",
+    "probe",
     "read",
+    "refuse_not_finite",
+    "tolerance",
 ]

@@ -14,6 +14,7 @@ from curvop.operators.linear_operator import (
     check_match,
     converted,
 )
+from curvop.operators.probing import tolerance
 
 
 def _space(shapes: Sequence[Sequence[int]] | None, N: int, side: str) -> Space:
@@ -50,8 +51,7 @@ def _is_symmetric(A: Tensor) -> bool:
         return True
     if not A.is_floating_point():
         return False
-    rounding = torch.finfo(A.dtype).eps ** 0.5 / 4
-    return bool((A - A.T).abs().max() <= rounding * A.abs().max())
+    return bool((A - A.T).abs().max() <= tolerance(A.dtype) * A.abs().max())
 
 
 @converted.register(Tensor)

@@ -13,7 +13,13 @@ from tqdm import tqdm
 
 from curvop.curvature import CurvatureLinearOperator
 from curvop.linearized import origin
+from curvop.plot.canvas import ORANGE, axes, check_kind
 from curvop.risk import (
+    all_reduce,
+    failing_together,
+    loss_and_gradient,
+    total_divisor,
+)
 from curvop.spectra import Eigenpairs
 
 if TYPE_CHECKING:
