@@ -12,7 +12,7 @@ from curvop.curvature import (
 from curvop.linearized import stacked, summed
 from curvop.linearized.budget import Budget
 from curvop.linearized.operator import Form, LinearizedLinearOperator, Products
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 def linearize(

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from curvop.curvature import DifferentiatedLinearOperator
 from curvop.derivatives import leading, sized, trailing
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import refuse_not_finite
+from curvop.operators import (
+    Blocks,
+    LinearOperator,
+    TransposedLinearOperator,
+    refuse_not_finite,
+)
 
 Form = Literal["rows", "factored", "recorded", "graphs", "scratch"]
 
@@ -57,8 +59,8 @@ class LinearizedLinearOperator(LinearOperator):
         seconds: float,
     ) -> None:
         super().__init__(
-            origin._domain,
-            origin._codomain,
+            origin.input_space,
+            origin.output_space,
             dtype=origin.dtype,
             device=origin.device,
             symmetric=origin.symmetric,
@@ -96,7 +98,7 @@ class LinearizedLinearOperator(LinearOperator):
         return self._products.compile_seconds
 
     @property
-    def _columns_at_once(self) -> int | None:
+    def columns_at_once(self) -> int | None:
         """A chunk, unless each product costs a collective."""
         if self._products.travels or not self.symmetric:
             return None
