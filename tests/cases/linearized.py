@@ -15,7 +15,7 @@ from curvop import (
     LinearOperator,
 )
 from curvop.linearized import factored, rows
-from curvop.operators.algebra import TransposedLinearOperator
+from curvop.operators import TransposedLinearOperator
 from tests.cases.case import Case
 from tests.cases.curvature import MODELS, RISK, Model, dense, operator
 

@@ -17,7 +17,7 @@ from curvop.curvature.proof import Truth, is_gradient
 from curvop.inspection import preflight
 from curvop.inspection.reference import reference
 from curvop.inspection.results import Reference
-from curvop.operators.probing import probe
+from curvop.operators import probe
 from curvop.risk.parameters import Parameters
 from curvop.risk.replica import duplicate
 from tests.cases import attention, parameterizations, truth

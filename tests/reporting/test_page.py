@@ -168,7 +168,7 @@ def test_colours_can_be_told_from_the_background():
             assert contrast(scheme["soft"], scheme[ground]) >= 4.5
         assert contrast(scheme["accent"], scheme["paper"]) >= 4.5
         assert contrast(scheme["warn"], scheme["paper"]) >= 4.5
-    from curvop.plot.canvas import BLUE, GREY, ORANGE
+    from curvop.plot import BLUE, GREY, ORANGE
 
     for colour in (BLUE, ORANGE, GREY):
         inverted = figures._on_black(colour[1:].lower())

@@ -35,8 +35,7 @@ from curvop.derivatives import (
     sized,
     trailing,
 )
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator
 from curvop.risk import (
     NO_COPY,
     Data,
@@ -197,7 +196,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
     # ------------------------------------------------------------ the product
 
     @property
-    def _columns_at_once(self) -> int | None:
+    def columns_at_once(self) -> int | None:
         """A chunk where passing over the data again costs nothing: it is in memory.
 
         The primal work is then done for each chunk, a tenth of the tangents' work; but of

@@ -35,10 +35,15 @@ from curvop.derivatives import (
     leading,
     trailing,
 )
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Space
-from curvop.operators.probing import differ, probe, refuse_not_finite
+from curvop.operators import (
+    Blocks,
+    LinearOperator,
+    Space,
+    TransposedLinearOperator,
+    differ,
+    probe,
+    refuse_not_finite,
+)
 from curvop.risk import NO_COPY, Given, Predictions, Unpack, preserved
 
 
@@ -135,7 +140,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         with self.risk.surroundings():
             (U,) = leading(M)
             flat = U.flatten(1)  # [K, N·C]
-            sums = [U.new_zeros(U.shape[0], *p) for p in self._domain.shapes]
+            sums = [U.new_zeros(U.shape[0], *p) for p in self.input_space.shapes]
             row, ways = 0, self.ways
             for X, _ in self.risk.data.batches("Jᵀ @"):
                 pull = partial(self._pull_batch, X=X, rows=flat[:, row:])
@@ -322,7 +327,7 @@ class TransposedJacobianLinearOperator(LinearOperator):
         **options: Any,
     ) -> None:
         J = JacobianLinearOperator(model_func, params, data, **options)
-        super().__init__(J._codomain, J._domain, dtype=J.dtype, device=J.device)
+        super().__init__(J.output_space, J.input_space, dtype=J.dtype, device=J.device)
         self._J = J
 
     def linearize(self, memory_budget: int | None = None, **options: Any) -> LinearOperator:

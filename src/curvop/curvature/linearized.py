@@ -8,10 +8,12 @@ from typing import Literal, Protocol, final
 from torch import Tensor
 
 from curvop.derivatives import ChunkSize, leading, sized, trailing
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import refuse_not_finite
+from curvop.operators import (
+    Blocks,
+    LinearOperator,
+    TransposedLinearOperator,
+    refuse_not_finite,
+)
 from curvop.risk import Parameters
 
 Form = Literal["rows", "factored", "recorded", "graphs", "scratch"]
@@ -59,8 +61,8 @@ class LinearizedLinearOperator(LinearOperator):
         seconds: float,
     ) -> None:
         super().__init__(
-            origin._domain,
-            origin._codomain,
+            origin.input_space,
+            origin.output_space,
             dtype=origin.dtype,
             device=origin.device,
             symmetric=origin.symmetric,
@@ -100,7 +102,7 @@ class LinearizedLinearOperator(LinearOperator):
         return self._products.compile_seconds
 
     @property
-    def _columns_at_once(self) -> int | None:
+    def columns_at_once(self) -> int | None:
         """A chunk, unless each product costs a collective."""
         if self._products.travels or not self.symmetric:
             return None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator
 from curvop.derivatives import Aux
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import (
     all_reduce,
     failing_together,

@@ -20,7 +20,7 @@ from curvop.diagonals.output_columns import (
     columns_at_once,
     squares,
 )
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import constant, nested
 
 # Gradients of several data and columns are held up to so many numbers.

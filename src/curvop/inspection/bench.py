@@ -18,7 +18,7 @@ from curvop.inspection.problem import Problem
 from curvop.inspection.reference import exact, reference
 from curvop.inspection.results import MATRICES, Matrix, Reference, first_line
 from curvop.inspection.sample import Sample
-from curvop.operators.probing import probe
+from curvop.operators import probe
 from curvop.risk import Parameters
 
 

@@ -16,7 +16,7 @@ from curvop.inspection.results import Forecast, Matrix, first_line
 from curvop.inspection.sample import Sample, cut
 from curvop.inspection.trials import linearized
 from curvop.linearized import ROWS_BYTES, LinearizedLinearOperator
-from curvop.operators.base import LinearOperator
+from curvop.operators import LinearOperator
 from curvop.risk import Batch
 
 PRODUCTS = 100

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from curvop.autograd import gradient
 from curvop.inspection.results import first_line
-from curvop.operators.probing import differ, tolerance
+from curvop.operators import differ, tolerance
 from curvop.risk import Loss, Parameters, modules_in, nested
 
 _DROPOUTS = (

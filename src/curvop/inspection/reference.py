@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from curvop.curvature import CurvatureLinearOperator, Truth, truth
 from curvop.inspection.results import Matrix, Reference, first_line
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Batch
 
 

@@ -20,8 +20,7 @@ from curvop.linearized import (
     NotFactorableError,
     linearized_as,
 )
-from curvop.operators.base import LinearOperator
-from curvop.operators.probing import tolerance
+from curvop.operators import LinearOperator, tolerance
 
 FORMS: tuple[Form, ...] = ("rows", "factored", "recorded", "graphs")
 WAYS: tuple[Way, ...] = (*PLAIN, *FORMS)

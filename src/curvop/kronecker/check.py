@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from curvop.curvature import CurvatureLinearOperator, differences
-from curvop.operators.probing import tolerance
+from curvop.operators import tolerance
 from curvop.risk import gradient_over_data
 
 

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 

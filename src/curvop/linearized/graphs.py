@@ -20,7 +20,7 @@ from curvop.derivatives import (
     only_tensor,
 )
 from curvop.linearized.budget import BatchProduct, Budget, Kept, held, noted
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Batch, Parameters, in_graph
 
 if TYPE_CHECKING:

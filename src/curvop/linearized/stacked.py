@@ -17,8 +17,7 @@ from curvop.linearized.graphs import KeptGraph
 from curvop.linearized.replay import Replay
 from curvop.linearized.tracing import record
 from curvop.linearized.verification import verify, verify_columns, warn_not_kept
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe, tolerance
+from curvop.operators import Blocks, probe, tolerance
 from curvop.risk import TURN, nested
 
 

@@ -19,8 +19,7 @@ from curvop.linearized.graphs import graphs, scratch
 from curvop.linearized.recorded import recorded
 from curvop.linearized.rows import rows
 from curvop.linearized.verification import verify, verify_columns, warn_not_kept
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe, refuse_not_finite, tolerance
+from curvop.operators import Blocks, probe, refuse_not_finite, tolerance
 from curvop.risk import Batch, Risk, all_reduce, failing_together
 
 FORMS: dict[Form, Callable[..., Kept]] = {

@@ -16,8 +16,7 @@ from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.derivation import Batch, Way, ways
 from curvop.lowrank.factor import GramFactor
 from curvop.lowrank.piece import Piece, Source, merged
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe, tolerance
+from curvop.operators import Blocks, probe, tolerance
 from curvop.risk import constant, refuse_reading
 
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ def factor(
             if op.risk.data.batch_size(X, y)
         ]
         sources = _sources(op, pairs, v, memory_budget)
-    V = FactorColumnsLinearOperator(sources, op._codomain, dtype=op.dtype, device=op.device)
+    V = FactorColumnsLinearOperator(
+        sources, op.output_space, dtype=op.dtype, device=op.device
+    )
     return GramFactor(V, gram_dtype or torch.promote_types(op.dtype, torch.float32))
 
 

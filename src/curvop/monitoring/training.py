@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from curvop import arguments
 from curvop.curvature import CurvatureLinearOperator, HessianLinearOperator
 from curvop.generators import source
 from curvop.monitoring import stability
@@ -20,7 +21,6 @@ from curvop.monitoring.measurement import Measurement, Plan, descending, measure
 from curvop.monitoring.modes import evaluation
 from curvop.monitoring.record import CurvatureRecord, not_finite
 from curvop.risk import modules_in
-from curvop.spectra import problem
 
 Log = Callable[[CurvatureRecord], None]
 
@@ -105,10 +105,10 @@ class CurvatureMonitor:
         generator: Generator | None = None,
         logs: Iterable[Log] = (),
     ) -> None:
-        k = problem.integer(k, "k", 1)
-        num_probes = problem.integer(num_probes, "num_probes", 0)
-        maxiter = problem.integer(maxiter, "maxiter", 3 * k)
-        self._every = None if every is None else problem.integer(every, "every", 1)
+        k = arguments.integer(k, "k", 1)
+        num_probes = arguments.integer(num_probes, "num_probes", 0)
+        maxiter = arguments.integer(maxiter, "maxiter", 3 * k)
+        self._every = None if every is None else arguments.integer(every, "every", 1)
         if not 0 < max_overhead < math.inf:
             raise ValueError(f"Expected a positive max_overhead, got {max_overhead}.")
         if num_probes == 1:
@@ -132,7 +132,7 @@ class CurvatureMonitor:
                 f"HessianLinearOperator, got {type(H).__name__}."
             )
         self._H = H
-        self._plan = Plan(k, num_probes, problem.tolerance(tol), maxiter)
+        self._plan = Plan(k, num_probes, arguments.tolerance(tol), maxiter)
         self._optimizer = optimizer
         self._preconditioned = preconditioned
         self._generator = source(generator, seed=0)

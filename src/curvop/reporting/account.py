@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator
 
 UNITS = {"h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "": 1.0}
 PART = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(h|min|m|s|)\s*")
@@ -122,8 +121,8 @@ class Metered(LinearOperator):
 
     def __init__(self, A: LinearOperator, clock: Clock) -> None:
         super().__init__(
-            A._domain,
-            A._codomain,
+            A.input_space,
+            A.output_space,
             dtype=A.dtype,
             device=A.device,
             symmetric=A.symmetric,
@@ -133,11 +132,12 @@ class Metered(LinearOperator):
         self._clock = clock
 
     @property
-    def _columns_at_once(self) -> int | None:
-        return self._A._columns_at_once
+    def columns_at_once(self) -> int | None:
+        """As many as the matrix itself."""
+        return self._A.columns_at_once
 
     def _matmat(self, M: Blocks) -> Blocks:
-        return self._clock.multiply(self._A._matmat, M)
+        return self._clock.multiply(self._A.__matmul__, M)
 
     def _transpose(self) -> LinearOperator:
         return Metered(self._A.T, self._clock)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from curvop.arguments import integer, tolerance
 from curvop.reporting.account import seconds
 from curvop.reporting.findings import Settings
 from curvop.reporting.matrix import OPERATORS
 from curvop.reporting.run import Say, find
 from curvop.reporting.target import Target, target
-from curvop.spectra.problem import integer, tolerance
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from curvop.estimate import Estimate
 from curvop.reporting.effective import EffectiveDimension, effective_dimensions
 from curvop.reporting.findings import Findings
 from curvop.reporting.sections import block_estimates
-from curvop.spectra import Density, Eigenpairs
-from curvop.spectra.grids import Kind, Scale, broadened, even
+from curvop.spectra import Density, Eigenpairs, GridKind, GridScale, broadened, even_grid
 
 POINTS, WIDTH, LINEAR = 512, 0.01, 1e-4  # as spectral_density has them
 
@@ -51,14 +50,14 @@ def both_ends(findings: Findings) -> Eigenpairs | None:
     return Eigenpairs(values, vectors, residuals, status, 0)
 
 
-def density(findings: Findings, kind: Kind) -> Density | None:
+def density(findings: Findings, kind: GridKind) -> Density | None:
     """The density on one of the grids, from its Gauss rules; ``None`` without a probe."""
     state = section(findings, "density")
     if state.get("nodes") is None:
         return None
     nodes, weights = state["nodes"], state["weights"]
-    scale = Scale(kind, LINEAR * float(nodes.abs().max()) or 1.0)
-    grid, sigma = even(nodes, scale, POINTS, WIDTH)
+    scale = GridScale(kind, LINEAR * float(nodes.abs().max()) or 1.0)
+    grid, sigma = even_grid(nodes, scale, POINTS, WIDTH)
     samples = broadened(nodes, weights, grid, scale, sigma)  # [p, n]
     p = len(samples)
     error = samples.std(0) / math.sqrt(p) if p > 1 else torch.full_like(grid, math.nan)

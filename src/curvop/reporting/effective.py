@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvop.estimators.lanczos import tridiagonals
-from curvop.estimators.moments import widening
-from curvop.estimators.quadrature import with_zero
+from curvop.estimators import gauss_radau, student_factor, tridiagonals
 from curvop.operators import DiagonalLinearOperator
 
 
@@ -62,7 +60,7 @@ def effective_dimensions(
     is_whole |= steps >= N
     p, m = nodes.shape
     if psd:  # the truth is between the Gauss rule and that with a node at zero
-        other, doublings = with_zero(T), 1.0
+        other, doublings = gauss_radau(T), 1.0
     else:  # what the last doubling changed, for each that is left
         size = (m + 1) // 2
         other, doublings = T[:, :size, :size], max(1.0, math.log2(N / m))
@@ -72,7 +70,7 @@ def effective_dimensions(
     slack = (doublings * change).where(~is_whole[:, None], 0.0).mean(0)
     error = torch.full_like(damping, math.nan)
     if p > 1:
-        error = torch.hypot(widening(p) * samples.std(0) / math.sqrt(p), slack)
+        error = torch.hypot(student_factor(p) * samples.std(0) / math.sqrt(p), slack)
     return EffectiveDimension(damping, samples.mean(0), error)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvop.plot.canvas import BLUE, GREY, ORANGE
+from curvop.plot import BLUE, GREY, ORANGE
 from curvop.reporting.effective import EffectiveDimension
 
 if TYPE_CHECKING:

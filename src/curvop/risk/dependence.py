@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curvop.autograd import depends
-from curvop.operators.probing import differ, probe
+from curvop.operators import differ, probe
 from curvop.risk import nested
 from curvop.risk.data import Data
 from curvop.risk.distributed import all_reduce, failing_together

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.operators.probing import differ
+from curvop.operators import differ
 from curvop.risk import nested
 from curvop.risk.distributed import failing_together
 from curvop.risk.losses import Loss

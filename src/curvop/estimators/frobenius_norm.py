@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from curvop.estimate import Estimate
 from curvop.estimators.monte_carlo import Samples, Sampling, mean_over_probes
 from curvop.estimators.options import options
-from curvop.estimators.products import ROUNDING, multiply
+from curvop.estimators.probes import ROUNDING, multiply
 from curvop.operators import as_operator
 from curvop.scaling import norms, unit
 
@@ -34,12 +34,10 @@ def frobenius_norm(
 
     Args:
         A: An operator, or whatever :func:`as_operator` understands.
-        num_matvecs: Most products; 100 if neither they nor ``tol`` are given.
-        tol: Stop when the standard error, absolute, is at most this. Without
-            ``num_matvecs``, products are taken until it is.
-        generator: Source of the probes. By default a fresh one, seeded by the operating
-            system: each call draws others. No global generator is touched.
-        chunk_size: Most columns in one product. Nothing but rounding depends on it.
+        num_matvecs: See :func:`trace`, also for what follows.
+        tol: Stop when the standard error, absolute, is at most this.
+        generator: Source of the probes.
+        chunk_size: Most columns in one product.
         progressbar: Whether to show value and standard error.
 
     Returns:
@@ -55,16 +53,7 @@ def frobenius_norm(
     5.0
     """
     A = as_operator(A)
-    chosen = options(
-        A,
-        num_matvecs=num_matvecs,
-        tol=tol,
-        generator=generator,
-        chunk_size=chunk_size,
-        progressbar=progressbar,
-        default=100,
-        least=2,
-    )
+    chosen = options(A, num_matvecs, tol, generator, chunk_size, progressbar)
 
     def form(V: Tensor, before: int) -> Samples:
         sizes = norms(multiply(A, V, before), 0).to("cpu", torch.float64)

@@ -1,4 +1,4 @@
-"""Running an estimation: chunk after chunk of products, until it is good enough."""
+"""Sequential estimation: chunk after chunk of products, until the error is small."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from curvop.estimators.options import UNLIMITED, Options
 FIRST_LOOK = 20
 
 
-class Method(ABC):
+class Estimator(ABC):
     """An estimate that gets better with each product.
 
-    A method is a value, and so are its states: a step makes a new one. Each state counts
-    its products (``"num_matvecs"``) and the samples behind its error (``"count"``).
+    An estimator is a value, and so are its states: a step makes a new one. Each state
+    counts its products (``"num_matvecs"``) and the samples behind its error (``"count"``).
     """
 
     @abstractmethod
@@ -55,8 +55,8 @@ class Outcome(NamedTuple):
 
 
 def run(
-    method: Method,
-    exact: Method,
+    estimator: Estimator,
+    exact: Estimator,
     N: int,
     options: Options,
     file: Checkpoint,
@@ -69,7 +69,7 @@ def run(
     tolerance, otherwise after sampling has taken as many in vain.
 
     Args:
-        method: What samples.
+        estimator: What samples.
         exact: What visits all ``N`` unit vectors instead.
         N: Their number.
         options: When to stop.
@@ -77,9 +77,9 @@ def run(
         interruptible: Whether Ctrl-C ends the run with what there is.
     """
     generator = options.generator
-    methods = {False: method, True: exact}
+    estimators = {False: estimator, True: exact}
     state = {
-        **method.start(generator),
+        **estimator.start(generator),
         "exact": False,
         "look": FIRST_LOOK,
         "generator": generator.get_state(),
@@ -96,20 +96,20 @@ def run(
     )
     with bar or contextlib.nullcontext():
         try:
-            while (new := _advanced(methods, N, options, state)) is not None:
+            while (new := _advanced(estimators, N, options, state)) is not None:
                 new["generator"] = generator.get_state()
                 if file.due(state["num_matvecs"], new["num_matvecs"]):
                     file.save(new)
                 state, before = new, state
                 if bar is not None:
-                    bar.set_postfix_str(_show(*methods[state["exact"]].estimate(state)))
+                    bar.set_postfix_str(_show(*estimators[state["exact"]].estimate(state)))
                     bar.update(state["num_matvecs"] - before["num_matvecs"])
         except KeyboardInterrupt:
             if not interruptible:
                 raise
             generator.set_state(state["generator"])
     file.save(state)
-    return Outcome(*methods[state["exact"]].estimate(state), state["num_matvecs"])
+    return Outcome(*estimators[state["exact"]].estimate(state), state["num_matvecs"])
 
 
 def _placed(found: State, start: State) -> State:
@@ -123,32 +123,32 @@ def _placed(found: State, start: State) -> State:
 
 
 def _advanced(
-    methods: dict[bool, Method], N: int, options: Options, state: State
+    estimators: dict[bool, Estimator], N: int, options: Options, state: State
 ) -> State | None:
     """The state after the next chunk of products; ``None`` where nothing is left to do."""
-    method, exact = methods[False], methods[True]
+    estimator, exact = estimators[False], estimators[True]
     generator, n, count = options.generator, state["num_matvecs"], state["count"]
     room = options.num_matvecs - n
     if state["exact"]:
         return exact.step(state, N - count, generator) if count < N else None
     if options.tol is not None and count >= state["look"]:
-        error = float(method.estimate(state)[1].max())
+        error = float(estimator.estimate(state)[1].max())
         if error <= options.tol:
             return None
         ratio = error / options.tol
         need = count * ratio * ratio  # infinite, where a power would raise an error
-        state = method.refined(state, need)
+        state = estimator.refined(state, need)
         later = math.ceil(min(max(need, 1.25 * count), 2 * count))
         state = {**state, "look": later if state["count"] else FIRST_LOOK}
     whole = N * exact.cost(state)
-    hopeless = max(n, FIRST_LOOK * method.cost(state)) >= whole
+    hopeless = max(n, FIRST_LOOK * estimator.cost(state)) >= whole
     if room >= whole and (options.tol is None or hopeless):
         start = {**exact.start(generator), "num_matvecs": n}
         return exact.step({**state, **start, "exact": True}, N, generator)
-    most = room // method.cost(state)
+    most = room // estimator.cost(state)
     if options.tol is not None:
         most = min(most, state["look"] - state["count"])
-    return method.step(state, most, generator) if most >= 1 else None
+    return estimator.step(state, most, generator) if most >= 1 else None
 
 
 def _show(value: Tensor, standard_error: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Sums of long vectors, bases in panels, bars, threads."""
+"""Inner products of long vectors, bases in panels, bars, threads."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import threading
 import pytest
 import torch
 
-from curvop.spectra import eigsh, spectral_density, sums
+from curvop.spectra import eigsh, inner_products, spectral_density
 from curvop.spectra.basis import PANEL, Basis
 from curvop.spectra.krylov import Krylov
 from tests.comparing import error, random
 from tests.spectra.matrices import SPECTRA, linspace, symmetric
 
 
-@pytest.mark.parametrize("N", [1, 100, sums.PART + 1, 3_000_000])
+@pytest.mark.parametrize("N", [1, 100, inner_products.PART + 1, 3_000_000])
 def test_sums_in_single_precision(N):
     v, w = (random(N, seed=i, dtype=torch.float32).abs() for i in range(2))
-    assert abs(sums.dot(v, w) / float(v.double() @ w.double()) - 1) < 1e-6
-    assert abs(sums.norm(v) / float(v.double().norm()) - 1) < 1e-6
-    both = sums.products(torch.stack([v, w]), w)
+    assert (
+        abs(inner_products.inner_product(v, w) / float(v.double() @ w.double()) - 1) < 1e-6
+    )
+    assert abs(inner_products.norm(v) / float(v.double().norm()) - 1) < 1e-6
+    both = inner_products.inner_products(torch.stack([v, w]), w)
     assert both.dtype == torch.float64
     assert error(both, torch.stack([v, w]).double() @ w.double()) < 1e-6
 

@@ -1,4 +1,4 @@
-"""Sums over the entries of long vectors.
+"""Inner products and norms of long vectors.
 
 In single precision a BLAS sums millions of numbers with an error far above rounding (1e-3
 at five million, measured). Parts are summed by it, and their sums in double precision.
@@ -16,7 +16,7 @@ from curvop.scaling import unit
 PART = 2**12
 
 
-def products(V: Tensor, w: Tensor) -> Tensor:
+def inner_products(V: Tensor, w: Tensor) -> Tensor:
     """``V w`` for rows ``V [m, N]`` as ``[m]``, in double precision."""
     if _is_exact(w):
         return (V @ w).double()
@@ -24,9 +24,9 @@ def products(V: Tensor, w: Tensor) -> Tensor:
     return torch.stack([v @ part for v, part in pairs]).double().sum(0)
 
 
-def dot(v: Tensor, w: Tensor) -> float:
+def inner_product(v: Tensor, w: Tensor) -> float:
     """``vᵀ w``."""
-    return float(products(v[None], w))
+    return float(inner_products(v[None], w))
 
 
 def norm(w: Tensor) -> float:

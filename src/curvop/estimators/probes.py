@@ -1,4 +1,4 @@
-"""Products, and the probes that they are taken with."""
+"""Probes: random vectors, and what products make of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search for eigenvectors that the start vector had no part in."""
+"""Deflation: a search for eigenvectors that the start vector had no part in."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from torch import Generator, Tensor
 
 from curvop.checkpoint import State
 from curvop.spectra.basis import Basis
-from curvop.spectra.ends import Which, wanted
-from curvop.spectra.krylov import Krylov
+from curvop.spectra.krylov import Krylov, Which, wanted
 
 # With a probability of 0.8 times this, a random direction has less than this many times
 # 1/√N of a given one, and a missing eigenvector is overlooked.
 LUCK = 1e-3
 
 
-class Chain:
+class DeflatedKrylov:
     r"""A Krylov space from a random vector, in the complement of what is known.
 
     It runs until one of its Ritz values lies outside ``[low, high]``, or until it can
@@ -49,8 +48,8 @@ class Chain:
         bounds: tuple[float, float],
         slack: float,
         generator: Generator,
-    ) -> Chain | None:
-        """A chain in the complement of ``search``, if there is any."""
+    ) -> DeflatedKrylov | None:
+        """A space in the complement of ``search``, if there is any."""
         # pending vectors were not multiplied: what is in them is not known
         known = search.base + search.m
         krylov = Krylov(search.basis, known, search.scale)
@@ -111,8 +110,8 @@ class Chain:
         }
 
     @classmethod
-    def resumed(cls, basis: Basis, state: State) -> Chain:
-        """The chain with this state."""
+    def resumed(cls, basis: Basis, state: State) -> DeflatedKrylov:
+        """The space with this state."""
         self = cls(Krylov.resumed(basis, state["krylov"]), *state["bounds"])
         self._anchor, self._growth = state["anchor"], list(state["growth"])
         return self

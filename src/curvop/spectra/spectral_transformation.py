@@ -1,4 +1,4 @@
-"""The standard problem that Lanczos solves for another one."""
+"""The standard eigenproblem that Lanczos solves in place of another one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curvop.operators import (
 
 
 @dataclass(frozen=True)
-class Transform:
+class SpectralTransformation:
     """``B u = θ u`` in place of ``A x = λ P x``.
 
     Attributes:
@@ -34,7 +34,7 @@ class Transform:
     @classmethod
     def of(
         cls, A: LinearOperator, P: LinearOperator | None, inverse: LinearOperator | None
-    ) -> Transform:
+    ) -> SpectralTransformation:
         """The transform for this problem.
 
         Raises:

@@ -1,15 +1,15 @@
-"""What eigsh was asked, looked at."""
+"""An eigenproblem as it is handed in: read and checked."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from curvop.arguments import integer
 from curvop.operators import LinearOperator, as_operator
-from curvop.spectra.ends import Which
+from curvop.spectra.krylov import Which
 
 
 def symmetric(matrix: Any, name: str = "matrix") -> LinearOperator:
@@ -50,37 +50,6 @@ def companion(matrix: Any, name: str, A: LinearOperator) -> LinearOperator | Non
     if B.device != A.device:
         raise ValueError(f"Expected {name} on {A.device}, got it on {B.device}.")
     return B
-
-
-def integer(value: Any, name: str, low: int, high: int | float = math.inf) -> int:
-    """An integer in a range.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is out of range.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"Expected an integer {name}, got {type(value).__name__}.")
-    n = int(value)
-    if not low <= n <= high:
-        upper = "" if high == math.inf else f" <= {high}"
-        raise ValueError(f"Expected {low} <= {name}{upper}, got {n}.")
-    return n
-
-
-def tolerance(tol: Any) -> float:
-    """A tolerance.
-
-    Raises:
-        TypeError: If it is no real number.
-        ValueError: If it is negative, infinite or NaN.
-    """
-    if isinstance(tol, str) or not hasattr(tol, "__float__"):
-        raise TypeError(f"Expected a number as tol, got {type(tol).__name__}.")
-    number = float(tol)
-    if not 0 <= number < 1:
-        raise ValueError(f"Expected 0 <= tol < 1, got {number}.")
-    return number
 
 
 def end(which: Any, *, psd: bool, inverse: bool) -> Which:
