@@ -7,7 +7,7 @@ import math
 import torch
 
 from curvop import Density, Eigenpairs, Estimate, Landscape, Solution
-from curvop.monitoring.record import CurvatureRecord
+from curvop.monitoring import CurvatureRecord
 from curvop.spectra.grids import Scale, broadened, even
 
 

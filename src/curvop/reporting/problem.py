@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from curvop.monitoring import Preconditioner
 from curvop.operators import LinearOperator
 from curvop.reporting.account import Clock
-from curvop.reporting.preconditioner import Preconditioner
 from curvop.reporting.resources import is_worth_saving
 
 

@@ -14,11 +14,11 @@ from typing import Any
 from curvop.checkpoint import Checkpoint, State
 from curvop.curvature import CurvatureLinearOperator
 from curvop.curvature.risk import loss_and_gradient
+from curvop.monitoring import preconditioner_of
 from curvop.operators import LinearOperator
 from curvop.reporting.account import Clock, Metered
 from curvop.reporting.findings import Findings, Settings, duration, now, versions
 from curvop.reporting.matrix import linearized, matrices
-from curvop.reporting.preconditioner import preconditioner_of
 from curvop.reporting.problem import Problem
 from curvop.reporting.resources import forget, is_saved, room_for_vectors
 from curvop.reporting.sections import SECTIONS, Section, wanted
@@ -49,7 +49,9 @@ def find(
     clock = Clock()
     notes: list[str] = []
     with _collected(notes):
-        given = preconditioner_of(target)
+        given = preconditioner_of(
+            target.params, optimizer=target.optimizer, given=target.preconditioner
+        )
         op, gauss_newton = matrices(target, settings, notes)
         loss, g = loss_and_gradient(op)
         about = described(target, op, loss)

@@ -8,9 +8,9 @@ import torch
 
 from curvop._version import __version__
 from curvop.curvature import CurvatureLinearOperator
+from curvop.monitoring import Preconditioner
 from curvop.reporting.findings import Settings
 from curvop.reporting.fingerprint import hash_of_data, hash_of_parameters
-from curvop.reporting.preconditioner import Preconditioner
 from curvop.reporting.target import Target
 
 LAYOUT = 1  # of what sections keep; raise it where that changes
