@@ -14,7 +14,7 @@ import curvop
 from curvop.curvature.differentiation import WrongDerivativeError
 from curvop.curvature.parameters import as_parameters
 from curvop.inspection import Preflight, preflight
-from curvop.inspection.bench import probes
+from curvop.inspection.baseline import probes
 from tests.cases import attention, awkward, parameterizations, structures, truth
 from tests.cases.problem import Problem, classes, normal, seeded
 from tests.inspection import models

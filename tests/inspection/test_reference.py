@@ -17,9 +17,8 @@ from curvop.curvature.parameters import Parameters
 from curvop.curvature.probing import probe
 from curvop.curvature.proof import Truth, is_gradient, subject
 from curvop.curvature.replica import doubled, duplicate
-from curvop.inspection import preflight
-from curvop.inspection.reference import reference
-from curvop.inspection.results import Reference
+from curvop.inspection import Reference, preflight
+from curvop.inspection.baseline import reference
 from tests.cases import attention, parameterizations, truth
 from tests.cases.curvature import MODELS, Model
 from tests.cases.problem import Problem

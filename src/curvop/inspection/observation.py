@@ -18,7 +18,7 @@ from curvop.curvature.losses import Loss
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.probing import differ, tolerance
 from curvop.curvature.substitution import modules_in
-from curvop.inspection.results import first_line
+from curvop.inspection.wording import explained
 
 _DROPOUTS = (
     F.dropout,
@@ -72,7 +72,7 @@ def observe(
     try:
         return _observe(call, parameters, loss, X, y)
     except Exception as error:
-        return Observation(error=_explained(error))
+        return Observation(error=explained(error))
 
 
 def _observe(
@@ -95,7 +95,7 @@ def _observe(
         try:
             first = _gradient(total, params)
         except Exception as error:
-            return replace(seen, error=_explained(error))
+            return replace(seen, error=explained(error))
         is_averaging = loss.reduction == "sum" or bool(loss.divisor(prediction, y))
     with torch.enable_grad(), parameters.leaves() as params, parameters.place(params):
         again = loss.total(call(params, X), y)
@@ -130,10 +130,6 @@ def take_gradient(
             return gradient(total, params, create_graph=False)
 
     return run
-
-
-def _explained(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class _Calls(TorchFunctionMode):

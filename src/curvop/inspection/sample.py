@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,10 @@ from torch.utils.data import DataLoader, SequentialSampler
 from curvop.curvature import nested
 from curvop.curvature.data import Data
 from curvop.curvature.merging import Batch
+from curvop.curvature.parameters import Parameters
 from curvop.curvature.randomness import preserved
+from curvop.curvature.unpacking import takes_weight
+from curvop.inspection.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -54,41 +57,38 @@ class Sample:
 
 
 def take(
-    source: Any,
-    device: torch.device,
-    size: int,
-    num_data: int | None,
-    batch_size_fn: Callable[[Any], int] | None,
-    **forms: Any,
+    problem: Problem, parameters: Parameters, size: int, num_data: int | None
 ) -> Sample:
-    """The first ``size`` data.
+    """The first data.
 
     Args:
-        source: What the user gave as data.
-        device: Where the sample goes.
+        problem: What the user gave.
+        parameters: Where the sample goes.
         size: Number of data to take at most.
         num_data: Number of data in all, if the user tells.
-        batch_size_fn: Number of data in ``X``, or ``None`` for the leading axis.
-        **forms: What :class:`Data` is told of the form of the batches.
 
     Raises:
         TypeError: If the data is no iterable of pairs.
         ValueError: If it is empty, or ``num_data`` is no count.
     """
+    source, device = problem.data, parameters.device
     is_one_shot = isinstance(source, Iterator)
-    if is_one_shot:  # the operators refuse it; a look at one batch tells the rest
-        rest = list(itertools.islice(source, 1))
-        data = Data(rest, device, None, batch_size_fn, **forms)
-    else:
-        data = Data(source, device, num_data, batch_size_fn, **forms)
+    # the operators refuse one; a look at one batch tells the rest
+    data = Data(
+        list(itertools.islice(source, 1)) if is_one_shot else source,
+        device,
+        None if is_one_shot else num_data,
+        problem.batch_size_fn,
+        unpack=problem.unpack,
+        takes_weight=takes_weight(problem.loss),
+        params=parameters.tensors,
+    )
     with preserved(device, *data.generators):
         first, second, seconds = _begin(data)
         is_changing = _changes(source, data, first)
     first_size = _size(data, first)
     rows = _rows(first)
-    batch = first
-    if rows is not None and rows > size:
-        batch = cut(first, size)
+    batch = cut(first, size) if rows is not None and rows > size else first
     known, is_uneven = (None, False) if is_one_shot else _count(source, data, first_size)
     return Sample(
         batch,

@@ -144,4 +144,5 @@ def preconditioner(optimizer: Optimizer, params: Sequence[Tensor]) -> Tensor | N
 
 def _of_adam(state: State, group: Group) -> Tensor:
     beta = float(group["betas"][0])
-    return (1 - beta ** float(state["step"])) * _adam(state, group)
+    P: Tensor = (1 - beta ** float(state["step"])) * _adam(state, group)
+    return P

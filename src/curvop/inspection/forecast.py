@@ -15,13 +15,40 @@ from curvop.curvature.linearization import LinearizedLinearOperator
 from curvop.curvature.merging import Batch
 from curvop.curvature.rows import ROWS_BYTES
 from curvop.inspection.measuring import seconds_of
-from curvop.inspection.results import Forecast, Matrix, first_line
+from curvop.inspection.problem import Matrix
 from curvop.inspection.sample import Sample, cut
 from curvop.inspection.trials import linearized
-from curvop.operators.base import LinearOperator
+from curvop.inspection.wording import explained, shortened
+from curvop.operators import LinearOperator
 
 PRODUCTS = 100
 UNKNOWN = "the number of data is unknown: pass num_data="
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the automatic choice is, and what 100 products over the data would take.
+
+    Attributes:
+        matrix: The matrix.
+        way: What ``differentiation="auto"`` takes; ``None`` if the operator is refused.
+        form: What ``linearize()`` keeps; ``None`` if it is refused.
+        reason: Why one is refused, or what the operator warns of.
+        seconds: Of 100 products over the whole data, each a pass through it.
+        linearized_seconds: The same with ``linearize()``, its set-up included.
+        linearized_bytes: What would be kept for that.
+        proof: What the operator says of its products: ``"proven to 3e-10"``, or ``"not
+            proven: why"``.
+    """
+
+    matrix: Matrix
+    way: str | None = None
+    form: str | None = None
+    reason: str | None = None
+    seconds: float | None = None
+    linearized_seconds: float | None = None
+    linearized_bytes: int | None = None
+    proof: str | None = None
 
 
 class Build(Protocol):
@@ -53,7 +80,7 @@ def choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
             warnings.simplefilter("always")
             op = build([sample.batch], check_deterministic=True)
     except Exception as error:
-        return Forecast(matrix, reason=f"{type(error).__name__}: {first_line(error)}")
+        return Forecast(matrix, reason=explained(error))
     way, reason = op.differentiation, None
     if way == "differences" and caught:  # the last word: why it takes no other
         reason = str(caught[-1].message)
@@ -77,7 +104,7 @@ def estimate(
             warnings.simplefilter("ignore")
             return _estimate(chosen, build, sample, v, allowed)
     except Exception as error:
-        return replace(chosen, reason=f"{type(error).__name__}: {first_line(error)}")
+        return replace(chosen, reason=explained(error))
 
 
 def _estimate(
@@ -99,7 +126,7 @@ def _estimate(
             L = _other_than_rows(op, v)
         kept = _seconds(L, v)
     except Exception as error:
-        return replace(found, reason=f"linearize() fails: {first_line(error)}")
+        return replace(found, reason=f"linearize() fails: {shortened(error)}")
     if not is_known:
         return replace(found, form=L.form)
     # beyond what was measured, a batch is linearised by about a product of each kind
