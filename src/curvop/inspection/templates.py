@@ -15,6 +15,7 @@ FILTERS = {
         wording.plural,
         wording.seconds,
         wording.some,
+        wording.with_error,
     )
 }
 

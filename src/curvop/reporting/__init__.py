@@ -1,5 +1,6 @@
 """Reports of the curvature of a model, and the command line that makes them."""
 
-from curvop.reporting.api import Report, report
+from curvop.reporting.command import main
+from curvop.reporting.report import Report, report
 
-__all__ = ["Report", "report"]
+__all__ = ["Report", "main", "report"]

@@ -29,6 +29,10 @@ class EffectiveDimension:
     values: Tensor  # [n]
     standard_error: Tensor  # [n]
 
+    def nearest(self, share: float) -> int:
+        """Where the damping is about this share of the largest."""
+        return int((self.damping / self.damping[-1] - share).abs().argmin())
+
 
 def effective_dimensions(
     nodes: Tensor, weights: Tensor, N: int, steps: int, *, psd: bool, num_points: int = 31
