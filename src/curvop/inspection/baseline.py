@@ -13,6 +13,7 @@ from torch import Tensor
 
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.differentiation import Way as AsWay
+from curvop.curvature.graph import gradient
 from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters
 from curvop.curvature.probing import probe
@@ -20,9 +21,8 @@ from curvop.curvature.proof import Truth, is_gradient, subject, truth
 from curvop.curvature.replica import doubled
 from curvop.curvature.surroundings import surroundings
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
-from curvop.inspection.observation import Observation, take_gradient
-from curvop.inspection.problem import MATRICES, Matrix, Understood
-from curvop.inspection.sample import Sample
+from curvop.inspection.observation import Observation
+from curvop.inspection.problem import MATRICES, Matrix
 from curvop.inspection.wording import explained
 from curvop.operators.layout import Blocks
 
@@ -49,34 +49,20 @@ class Reference:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the trials of one matrix are held against.
-
-    Attributes:
-        matrix: The matrix.
-        reference: How the true product was found.
-        truth: The true product with ``v``, or ``None``.
-        v: A vector, in the precision of the parameters.
-        u: Another one.
-        batch: The sample.
-        build: ``differentiation -> operator`` on the sample.
-        gradient_seconds: What a gradient of the sample takes.
-        gradient_bytes: Most bytes of tensors alive at once that it makes.
-        is_gradient: Whether the gradient is that of the loss; ``None`` if that is not
-            clear.
-        is_random: Whether loss or gradient differ from one evaluation to the next.
-    """
+    """What the trials of one matrix are held against."""
 
     matrix: Matrix
-    reference: Reference
-    truth: Truth | None
-    v: Tensor
-    u: Tensor
-    batch: Batch
+    reference: Reference  # how the true product was found
+    truth: Truth | None  # the true product with v
+    v: Tensor  # a vector, in the precision of the parameters
+    u: Tensor  # another one
+    batch: Batch  # the sample
+    # differentiation -> operator on the sample
     build: Callable[[AsWay], CurvatureLinearOperator]
-    gradient_seconds: float | None
-    gradient_bytes: int | None
-    is_gradient: bool | None
-    is_random: bool
+    gradient_seconds: float | None  # what a gradient of the sample takes
+    gradient_bytes: int | None  # most bytes of tensors alive at once that it makes
+    is_gradient: bool | None  # of the loss, not of something else; None if unclear
+    is_random: bool  # loss or gradient differ from one evaluation to the next
 
     def exact(self, way: AsWay) -> CurvatureLinearOperator:
         """The operator in double precision.
@@ -90,38 +76,35 @@ class Baseline:
         return made._with(_data=replace(op._data, source=[(X, y)]))
 
 
-def baselines(given: Understood, sample: Sample, seen: Observation) -> tuple[Baseline, ...]:
-    """Those of all matrices that the loss has.
-
-    Args:
-        given: Model, loss and parameters.
-        sample: The data.
-        seen: What was seen of the model on them.
-    """
-    has_terms = given.loss.terms is not None
-    matrices = [m for m in MATRICES if m != "EF" or has_terms]
-    seconds, nbytes = _gradient_costs(given, sample, seen)
+def baselines(seen: Observation) -> tuple[Baseline, ...]:
+    """Those of all matrices that the loss has."""
+    given, batch = seen.given, seen.sample.batch
     v, u = probes(given.parameters)
-    build = {m: functools.partial(_on_sample, given, m, sample) for m in matrices}
-    found = {m: _reference(m, build[m], sample.batch, seen, v) for m in matrices}
-    known = [truth for truth, _ in found.values() if truth is not None]
-    is_right = is_gradient(known[0].subject) if known else None
-    return tuple(
-        Baseline(
-            matrix=m,
-            reference=found[m][1],
-            truth=found[m][0],
-            v=v,
-            u=u,
-            batch=sample.batch,
-            build=build[m],
-            gradient_seconds=seconds,
-            gradient_bytes=nbytes,
-            is_gradient=is_right,
-            is_random=seen.is_random,
+    seconds, nbytes = _gradient_costs(seen)
+    found = []
+    for matrix in MATRICES:
+        if matrix == "EF" and given.loss.terms is None:
+            continue
+        build = functools.partial(given.on_batch, matrix, batch)
+        known, how = _reference(matrix, build, seen, v)
+        found.append(
+            Baseline(
+                matrix=matrix,
+                reference=how,
+                truth=known,
+                v=v,
+                u=u,
+                batch=batch,
+                build=build,
+                gradient_seconds=seconds,
+                gradient_bytes=nbytes,
+                is_gradient=None,
+                is_random=seen.is_random,
+            )
         )
-        for m in matrices
-    )
+    known = next((base.truth for base in found if base.truth is not None), None)
+    is_right = None if known is None else is_gradient(known.subject)
+    return tuple(replace(base, is_gradient=is_right) for base in found)
 
 
 def probes(parameters: Parameters) -> tuple[Tensor, Tensor]:
@@ -182,16 +165,20 @@ def divisor(op: CurvatureLinearOperator, batches: Sequence[Batch]) -> Tensor:
     return op._divisor(torch.stack(loss).sum(), torch.stack(share).sum())
 
 
-def _gradient_costs(
-    given: Understood, sample: Sample, seen: Observation
-) -> tuple[float | None, int | None]:
-    """Seconds and bytes of a gradient, where there is one."""
+def _gradient_costs(seen: Observation) -> tuple[float | None, int | None]:
+    """Seconds and bytes of a gradient, where there is one: the units."""
     if seen.error is not None:
         return None, None
-    run = take_gradient(given.parameters, given.loss, *sample.batch)
+    parameters, (X, y) = seen.given.parameters, seen.sample.batch
+
+    def run() -> object:
+        with torch.enable_grad(), parameters.leaves() as params:
+            total = seen.given.loss.total(parameters.model(params, X), y)
+            return gradient(total, params, create_graph=False)
+
     seconds, nbytes = None, None
     with contextlib.suppress(Exception):  # a model may fail now and then
-        seconds = seconds_of(run, given.parameters.device)
+        seconds = seconds_of(run, parameters.device)
         nbytes = peak_bytes_of(run)
     return seconds, nbytes
 
@@ -199,7 +186,6 @@ def _gradient_costs(
 def _reference(
     matrix: Matrix,
     build: Callable[[AsWay], CurvatureLinearOperator],
-    batch: Batch,
     seen: Observation,
     v: Tensor,
 ) -> tuple[Truth | None, Reference]:
@@ -211,12 +197,4 @@ def _reference(
         op = build("auto")
     except Exception as error:
         return None, Reference(matrix, None, None, explained(error))
-    return reference(matrix, op, batch, blocks(op, v))
-
-
-def _on_sample(
-    given: Understood, matrix: Matrix, sample: Sample, way: AsWay
-) -> CurvatureLinearOperator:
-    return given.operator(
-        matrix, [sample.batch], check_deterministic=False, differentiation=way
-    )
+    return reference(matrix, op, seen.sample.batch, blocks(op, v))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from curvop.curvature import nested
-from curvop.curvature.parameters import Parameters, unwrapped
+from curvop.curvature.parameters import unwrapped
 from curvop.curvature.substitution import modules_in
 from curvop.inspection.forecast import Forecast
 from curvop.inspection.observation import Observation
-from curvop.inspection.problem import Understood
-from curvop.inspection.sample import Sample
 
 Severity = Literal["stop", "care", "note"]
 
@@ -42,68 +40,25 @@ class Caution:
     remedy: str
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """All that the rules look at.
-
-    Attributes:
-        given: Model, loss and parameters.
-        sample: The data.
-        seen: One look at the model while it computes.
-        forecasts: What the automatic choice is.
-        is_gradient_right: Whether the gradient is that of the loss, if that is clear.
-    """
-
-    given: Understood
-    sample: Sample
-    seen: Observation
-    forecasts: tuple[Forecast, ...]
-    is_gradient_right: bool | None
-
-    @property
-    def model(self) -> Any:
-        """What the user gave as model."""
-        return self.given.problem.model
-
-    @property
-    def parameters(self) -> Parameters:
-        """Model and parameters, understood."""
-        return self.given.parameters
-
-    @property
-    def modules(self) -> list[tuple[str, nn.Module]]:
-        """All layers that the model is known to call, with their names."""
-        return [
-            (name or type(m).__name__, m)
-            for module in modules_in(self.model)
-            for name, m in module.named_modules()
-        ]
-
-    def names(self, positions: Any) -> tuple[str, ...]:
-        """Names of parameters, or else their positions."""
-        names = self.parameters.names
-        return tuple(f"params[{i}]" if names is None else names[i] for i in positions)
-
-
 # -------------------------------------------------------------- loss and data
 
 
-def _reduction(e: Evidence) -> Iterator[Caution]:
-    if e.given.guessed is not None:
+def _reduction(seen: Observation) -> Iterator[Caution]:
+    if seen.given.guessed is not None:
         yield Caution(
             "stop",
             "the loss does not tell its reduction",
             (),
-            f"pass reduction={e.given.guessed!r}: that is what it does on this batch"
-            if e.given.guessed != "unknown"
+            f"pass reduction={seen.given.guessed!r}: that is what it does on this batch"
+            if seen.given.guessed != "unknown"
             else "pass reduction=<callable (prediction, y) -> what the loss divides by>",
         )
-    if e.given.complaint is not None:
-        yield Caution("stop", "the loss is not what it says", (), e.given.complaint)
+    if seen.given.complaint is not None:
+        yield Caution("stop", "the loss is not what it says", (), seen.given.complaint)
 
 
-def _data(e: Evidence) -> Iterator[Caution]:
-    sample = e.sample
+def _data(seen: Observation) -> Iterator[Caution]:
+    sample = seen.sample
     if sample.is_one_shot:
         yield Caution(
             "stop",
@@ -131,26 +86,26 @@ def _data(e: Evidence) -> Iterator[Caution]:
 # ------------------------------------------------------------------ the model
 
 
-def _fails(e: Evidence) -> Iterator[Caution]:
-    if e.seen.error is not None:
+def _fails(seen: Observation) -> Iterator[Caution]:
+    if seen.error is not None:
         yield Caution(
             "stop",
-            f"loss and gradient cannot be computed: {e.seen.error}",
+            f"loss and gradient cannot be computed: {seen.error}",
             (),
             "run loss_func(model(X), y).backward() on one batch of the data first",
         )
 
 
-def _dropout(e: Evidence) -> Iterator[Caution]:
-    where = tuple(f"{name} ({type(m).__name__})" for name, m in e.modules if _drops(m))
-    if where or e.seen.num_dropouts:
+def _dropout(seen: Observation) -> Iterator[Caution]:
+    where = tuple(f"{name} ({type(m).__name__})" for name, m in seen.modules if _drops(m))
+    if where or seen.num_dropouts:
         yield Caution(
-            "stop" if e.seen.is_random else "care",
+            "stop" if seen.is_random else "care",
             "dropout is on",
             where or ("torch.nn.functional",),
             "call model.eval(): otherwise each product is of another matrix",
         )
-    elif e.seen.is_random:
+    elif seen.is_random:
         yield Caution(
             "stop",
             "loss or gradient differ from one evaluation to the next",
@@ -170,10 +125,10 @@ def _drops(m: nn.Module) -> bool:
     return isinstance(m, nn.MultiheadAttention) and m.dropout > 0
 
 
-def _batch_norm(e: Evidence) -> Iterator[Caution]:
+def _batch_norm(seen: Observation) -> Iterator[Caution]:
     where = tuple(
         f"{name} ({type(m).__name__})"
-        for name, m in e.modules
+        for name, m in seen.modules
         if _is_batch_norm(m) and (m.training or m.running_mean is None)
     )
     if where:
@@ -192,12 +147,11 @@ def _is_batch_norm(m: nn.Module) -> bool:
     )
 
 
-def _written(e: Evidence) -> Iterator[Caution]:
-    norms = {
-        f"{name}.{key}" for name, m in e.modules if _is_batch_norm(m) for key in m._buffers
-    }
-    statistics = tuple(n for n in e.seen.written if n in norms)
-    others = tuple(n for n in e.seen.written if n not in norms)
+def _written(seen: Observation) -> Iterator[Caution]:
+    layers = [(name, m) for name, m in seen.modules if _is_batch_norm(m)]
+    norms = {f"{name}.{key}" for name, m in layers for key in m._buffers}
+    statistics = tuple(n for n in seen.written if n in norms)
+    others = tuple(n for n in seen.written if n not in norms)
     if statistics:
         yield Caution(
             "note",
@@ -215,14 +169,14 @@ def _written(e: Evidence) -> Iterator[Caution]:
         )
 
 
-def _attention(e: Evidence) -> Iterator[Caution]:
+def _attention(seen: Observation) -> Iterator[Caution]:
     where = tuple(
         f"{name} ({type(m).__name__})"
-        for name, m in e.modules
+        for name, m in seen.modules
         if isinstance(m, nn.MultiheadAttention)
     )
-    if e.seen.num_attentions:
-        where += (f"{e.seen.num_attentions} × scaled_dot_product_attention",)
+    if seen.num_attentions:
+        where += (f"{seen.num_attentions} × scaled_dot_product_attention",)
     if where:
         yield Caution(
             "note",
@@ -233,8 +187,8 @@ def _attention(e: Evidence) -> Iterator[Caution]:
         )
 
 
-def _custom(e: Evidence) -> Iterator[Caution]:
-    for f in e.seen.custom:
+def _custom(seen: Observation) -> Iterator[Caution]:
+    for f in seen.custom:
         if f.__name__ == "CheckpointFunction":
             yield Caution(
                 "stop",
@@ -257,10 +211,12 @@ def _inherits(f: type, name: str) -> bool:
     return getattr(f, name, None) is getattr(Function, name, None)
 
 
-def _wrong_backward(e: Evidence) -> Iterator[Caution]:
-    wrong = tuple(f.matrix for f in e.forecasts if f.way == "differences")
+def _wrong_backward(
+    seen: Observation, forecasts: tuple[Forecast, ...], is_gradient: bool | None
+) -> Iterator[Caution]:
+    wrong = tuple(f.matrix for f in forecasts if f.way == "differences")
     if wrong:
-        suspects = tuple(f.__name__ for f in e.seen.custom)
+        suspects = tuple(f.__name__ for f in seen.custom)
         yield Caution(
             "care",
             "second derivatives by autograd are wrong, or there are none "
@@ -270,25 +226,25 @@ def _wrong_backward(e: Evidence) -> Iterator[Caution]:
             "backward compute with differentiable operations on saved tensors: no detach, "
             ".data or no_grad",
         )
-    if e.is_gradient_right is False:
+    if is_gradient is False:
         yield Caution(
             "care",
             "the gradient is not that of the loss: something is detached, or a custom "
             "backward is not the derivative",
-            tuple(f.__name__ for f in e.seen.custom),
+            tuple(f.__name__ for f in seen.custom),
             "if that is meant (a straight-through estimator, a target without gradient), "
             "so are these matrices",
         )
 
 
-def _wrapped(e: Evidence) -> Iterator[Caution]:
-    if not isinstance(e.model, nn.Module):
+def _wrapped(seen: Observation) -> Iterator[Caution]:
+    if not isinstance(seen.given.problem.model, nn.Module):
         return
-    if unwrapped(e.model) is not e.model:
+    if unwrapped(seen.given.problem.model) is not seen.given.problem.model:
         yield Caution(
             "note",
             "the model is wrapped",
-            (type(e.model).__name__,),
+            (type(seen.given.problem.model).__name__,),
             "nothing to do: the module inside is differentiated; linearize(compile=True) "
             "compiles products",
         )
@@ -297,10 +253,10 @@ def _wrapped(e: Evidence) -> Iterator[Caution]:
 # -------------------------------------------------------------- the parameters
 
 
-def _unused(e: Evidence) -> Iterator[Caution]:
-    where = e.names(e.seen.unused)
+def _unused(seen: Observation) -> Iterator[Caution]:
+    where = _names(seen, seen.unused)
     if where:
-        everything = len(where) == len(e.parameters.tensors)
+        everything = len(where) == len(seen.given.parameters.tensors)
         yield Caution(
             "stop" if everything else "care",
             "parameters that the loss does not depend on",
@@ -311,12 +267,12 @@ def _unused(e: Evidence) -> Iterator[Caution]:
         )
 
 
-def _tied(e: Evidence) -> Iterator[Caution]:
+def _tied(seen: Observation) -> Iterator[Caution]:
     places: dict[int, list[str]] = {}
-    for module in modules_in(e.model):
+    for module in modules_in(seen.given.problem.model):
         for name, p in module.named_parameters(remove_duplicate=False):
             places.setdefault(id(p), []).append(name)
-    given = {id(p) for p in e.parameters.tensors}
+    given = {id(p) for p in seen.given.parameters.tensors}
     where = tuple(
         " = ".join(dict.fromkeys(names))
         for p, names in places.items()
@@ -331,13 +287,13 @@ def _tied(e: Evidence) -> Iterator[Caution]:
         )
 
 
-def _frozen(e: Evidence) -> Iterator[Caution]:
-    given = {id(p) for p in e.parameters.tensors}
-    if isinstance(e.model, nn.Module):
-        names = set(e.parameters.names or ())
+def _frozen(seen: Observation) -> Iterator[Caution]:
+    given = {id(p) for p in seen.given.parameters.tensors}
+    if isinstance(seen.given.problem.model, nn.Module):
+        names = set(seen.given.parameters.names or ())
         constant = tuple(
             name
-            for name, p in unwrapped(e.model).named_parameters()
+            for name, p in unwrapped(seen.given.problem.model).named_parameters()
             if id(p) not in given and name not in names
         )
         if constant:
@@ -347,25 +303,25 @@ def _frozen(e: Evidence) -> Iterator[Caution]:
                 constant,
                 "nothing to do if that is meant: they are constants",
             )
-    off = [i for i, p in enumerate(e.parameters.tensors) if not p.requires_grad]
-    if off and len(off) < len(e.parameters.tensors):
+    off = [i for i, p in enumerate(seen.given.parameters.tensors) if not p.requires_grad]
+    if off and len(off) < len(seen.given.parameters.tensors):
         yield Caution(
             "care",
             "frozen parameters (requires_grad=False) were passed",
-            e.names(off),
+            _names(seen, off),
             "leave them out of params, unless their curvature is wanted, too",
         )
 
 
-def _precision(e: Evidence) -> Iterator[Caution]:
-    tensors = e.parameters.tensors
+def _precision(seen: Observation) -> Iterator[Caution]:
+    tensors = seen.given.parameters.tensors
     dtypes = sorted({str(p.dtype)[6:] for p in tensors})
     if len(dtypes) > 1:
         yield Caution(
             "care",
             "parameters of several types",
             tuple(dtypes),
-            f"products come in {str(e.parameters.dtype)[6:]}, as accurate as the "
+            f"products come in {str(seen.given.parameters.dtype)[6:]}, as accurate as the "
             "coarsest of them; model.float() makes one of it",
         )
     half = [i for i, p in enumerate(tensors) if p.itemsize < 4]
@@ -373,11 +329,11 @@ def _precision(e: Evidence) -> Iterator[Caution]:
         yield Caution(
             "care",
             "half-precision parameters",
-            e.names(half),
+            _names(seen, half),
             "products have two or three digits: copy.deepcopy(model).float() for "
             "eigenvalues and linear systems",
         )
-    device = e.parameters.device.type
+    device = seen.given.parameters.device.type
     if torch.is_autocast_enabled(device):
         yield Caution(
             "care",
@@ -387,17 +343,17 @@ def _precision(e: Evidence) -> Iterator[Caution]:
         )
 
 
-def _not_finite(e: Evidence) -> Iterator[Caution]:
-    where: list[str] = []
-    tensors = e.parameters.tensors
-    where += e.names(i for i, p in enumerate(tensors) if not _is_finite(p))
-    X, y = e.sample.batch
+def _not_finite(seen: Observation) -> Iterator[Caution]:
+    tensors = seen.given.parameters.tensors
+    bad = [i for i, p in enumerate(tensors) if not _is_finite(p)]
+    where = [*_names(seen, bad)]
+    X, y = seen.sample.batch
     where += [
         what
         for what, part in (("inputs", X), ("targets", y))
         if not all(_is_finite(t) for t in nested.tensors(part))
     ]
-    where += e.seen.not_finite
+    where += seen.not_finite
     if where:
         yield Caution(
             "stop",
@@ -407,31 +363,44 @@ def _not_finite(e: Evidence) -> Iterator[Caution]:
         )
 
 
+def _names(seen: Observation, positions: Iterable[int]) -> tuple[str, ...]:
+    """Names of parameters, or else their positions."""
+    names = seen.given.parameters.names
+    return tuple(f"params[{i}]" if names is None else names[i] for i in positions)
+
+
 def _is_finite(t: Tensor) -> bool:
     return bool(t.detach().isfinite().all())
 
 
-RULES: tuple[Callable[[Evidence], Iterator[Caution]], ...] = (
-    _reduction,
-    _data,
-    _fails,
-    _dropout,
-    _batch_norm,
-    _wrong_backward,
-    _custom,
-    _attention,
-    _written,
-    _wrapped,
-    _not_finite,
-    _precision,
-    _unused,
-    _frozen,
-    _tied,
-)
 GRAVITY = {"stop": 0, "care": 1, "note": 2}
 
 
-def cautions(evidence: Evidence) -> tuple[Caution, ...]:
-    """What the rules find, the gravest first."""
-    found = [caution for rule in RULES for caution in rule(evidence)]
+def cautions(
+    seen: Observation, forecasts: tuple[Forecast, ...], is_gradient: bool | None
+) -> tuple[Caution, ...]:
+    """What the rules find, the gravest first.
+
+    Args:
+        seen: What was seen of the problem.
+        forecasts: What the automatic choice is.
+        is_gradient: Whether the gradient is that of the loss, if that is clear.
+    """
+    found = [
+        *_reduction(seen),
+        *_data(seen),
+        *_fails(seen),
+        *_dropout(seen),
+        *_batch_norm(seen),
+        *_wrong_backward(seen, forecasts, is_gradient),
+        *_custom(seen),
+        *_attention(seen),
+        *_written(seen),
+        *_wrapped(seen),
+        *_not_finite(seen),
+        *_precision(seen),
+        *_unused(seen),
+        *_frozen(seen),
+        *_tied(seen),
+    ]
     return tuple(sorted(found, key=lambda c: GRAVITY[c.severity]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,13 +14,16 @@ from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.linearization import LinearizedLinearOperator
 from curvop.curvature.merging import Batch
 from curvop.curvature.rows import ROWS_BYTES
+from curvop.inspection.baseline import Baseline
 from curvop.inspection.measuring import seconds_of
+from curvop.inspection.observation import Observation
 from curvop.inspection.problem import Matrix
 from curvop.inspection.sample import Sample, cut
-from curvop.inspection.trials import linearized
+from curvop.inspection.trials import LATE, linearized
 from curvop.inspection.wording import explained, shortened
 from curvop.operators import LinearOperator
 
+Build = Callable[..., CurvatureLinearOperator]  # (data, **options)
 PRODUCTS = 100
 UNKNOWN = "the number of data is unknown: pass num_data="
 
@@ -51,29 +54,41 @@ class Forecast:
     proof: str | None = None
 
 
-class Build(Protocol):
-    """Builds the operator of one matrix."""
-
-    def __call__(self, data: Sequence[Batch], **options: Any) -> CurvatureLinearOperator:
-        """On this data, with these options."""
-
-
 @dataclass(frozen=True)
 class Stretch:
-    """Some of the data, to measure on.
+    """Some of the data, to measure on."""
 
-    Attributes:
-        batches: Mini-batches; one may come several times.
-        times: How many times more there is in all.
-        is_all: Whether it is as much as there is.
+    batches: Sequence[Batch]  # one may come several times
+    times: float  # how many times more there is in all
+    is_all: bool  # it is as much as there is
+
+
+def forecast(
+    seen: Observation, base: Baseline, allowed: float, deadline: float
+) -> Forecast:
+    """The automatic choice, measured on as much of the data as there is time for.
+
+    Args:
+        seen: The problem and the sample.
+        base: What to multiply, and of which matrix.
+        allowed: Seconds that a product to measure may take.
+        deadline: Nothing is measured after that.
     """
+    build = functools.partial(seen.given.operator, base.matrix)
+    chosen = _choose(base.matrix, build, seen.sample)
+    if chosen.way is None:
+        return chosen
+    if time.perf_counter() > deadline:
+        return replace(chosen, reason=LATE)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _estimate(chosen, build, seen.sample, base.v, allowed)
+    except Exception as error:
+        return replace(chosen, reason=explained(error))
 
-    batches: Sequence[Batch]
-    times: float
-    is_all: bool
 
-
-def choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
+def _choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
     """What ``differentiation="auto"`` takes, or why the operator is refused."""
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -85,26 +100,6 @@ def choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
     if way == "differences" and caught:  # the last word: why it takes no other
         reason = str(caught[-1].message)
     return Forecast(matrix, way=way, reason=reason, proof=str(op.proof))
-
-
-def estimate(
-    chosen: Forecast, build: Build, sample: Sample, v: Tensor, allowed: float
-) -> Forecast:
-    """Measure the automatic choice on as much of the data as there is time for.
-
-    Args:
-        chosen: What :func:`choose` found.
-        build: Builds the operator.
-        sample: The data.
-        v: What to multiply.
-        allowed: Seconds that a product to measure may take.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _estimate(chosen, build, sample, v, allowed)
-    except Exception as error:
-        return replace(chosen, reason=explained(error))
 
 
 def _estimate(

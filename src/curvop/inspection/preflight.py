@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,17 +18,16 @@ from curvop.curvature.parameters import Given, as_parameters, listed
 from curvop.curvature.randomness import preserved
 from curvop.curvature.reduction import Divisor
 from curvop.curvature.unpacking import Unpack
-from curvop.inspection.baseline import Baseline, baselines
-from curvop.inspection.cautions import Evidence, cautions
-from curvop.inspection.forecast import Forecast, choose, estimate
+from curvop.inspection.baseline import baselines
+from curvop.inspection.cautions import cautions
+from curvop.inspection.forecast import forecast
 from curvop.inspection.observation import Observation, observe
-from curvop.inspection.problem import MATRICES, Problem, Understood, name_of, understood
+from curvop.inspection.problem import MATRICES, Problem, name_of, understood
 from curvop.inspection.results import Preflight
-from curvop.inspection.sample import Sample, take
-from curvop.inspection.trials import FORMS, PLAIN, WAYS, Trial, Way, attempt
+from curvop.inspection.sample import take
+from curvop.inspection.trials import FORMS, PLAIN, WAYS, Trial, attempt
 
 SHARE = 1 / 100  # of the time that there is, for a product of the forecast
-LATE = "out of time: raise max_seconds"
 NO_TERMS = "the empirical Fisher needs a loss that offers its unreduced terms"
 
 
@@ -103,37 +101,32 @@ def preflight(
     parameters = as_parameters(model_func, problem.params, loss_func)
     with _as_found(parameters.device):
         sample = take(problem, parameters, sample_size, num_data)
-        given = understood(problem, parameters, sample.batch)
-        return _carried_out(given, sample, max_seconds, deadline)
+        seen = observe(understood(problem, parameters, sample.batch), sample)
+        return _carried_out(seen, max_seconds, deadline)
 
 
-def _carried_out(
-    given: Understood, sample: Sample, max_seconds: float, deadline: float
-) -> Preflight:
+def _carried_out(seen: Observation, max_seconds: float, deadline: float) -> Preflight:
     """The references, the quick ways, the forecast, the others, the cautions."""
-    parameters, problem = given.parameters, given.problem
-    sample, seen = _look(given, sample)
-    ready = baselines(given, sample, seen)
+    given, sample = seen.given, seen.sample
+    ready = baselines(seen)
     quick = [way for way in PLAIN if way != "differences"]
-    trials = [_tried(base, way, deadline) for way in quick for base in ready]
-    forecasts = tuple(
-        _forecast(given, sample, base, max_seconds * SHARE, deadline) for base in ready
-    )
+    trials = [attempt(base, way, deadline) for way in quick for base in ready]
+    allowed = max_seconds * SHARE
+    forecasts = tuple(forecast(seen, base, allowed, deadline) for base in ready)
     chosen = {(f.matrix, way) for f in forecasts for way in (f.way, f.form)}
     slow = [(base, way) for way in (*FORMS, "differences") for base in ready]
     slow.sort(key=lambda pair: (pair[0].matrix, pair[1]) not in chosen)
-    trials += [_tried(base, way, deadline) for base, way in slow]
+    trials += [attempt(base, way, deadline) for base, way in slow]
     if given.loss.terms is None:
         trials += [Trial("EF", way, "undefined", NO_TERMS) for way in WAYS]
     trials = [replace(t, is_chosen=(t.matrix, t.way) in chosen) for t in trials]
     trials.sort(key=lambda t: (MATRICES.index(t.matrix), WAYS.index(t.way)))
-    evidence = Evidence(given, sample, seen, forecasts, ready[0].is_gradient)
     return Preflight(
-        model=name_of(problem.model),
-        num_parameters=sum(p.numel() for p in parameters.tensors),
-        dtype=str(parameters.dtype)[6:],
-        device=str(parameters.device),
-        loss=name_of(problem.loss),
+        model=name_of(given.problem.model),
+        num_parameters=sum(p.numel() for p in given.parameters.tensors),
+        dtype=str(given.parameters.dtype)[6:],
+        device=str(given.parameters.device),
+        loss=name_of(given.problem.loss),
         reduction=given.loss.reduction,
         sample_size=sample.size,
         num_data=sample.num_data,
@@ -143,39 +136,9 @@ def _carried_out(
         references=tuple(base.reference for base in ready),
         trials=tuple(trials),
         forecasts=forecasts,
-        cautions=cautions(evidence),
+        cautions=cautions(seen, forecasts, ready[0].is_gradient),
         seconds=time.perf_counter() - (deadline - max_seconds),
     )
-
-
-def _tried(base: Baseline, way: Way, deadline: float) -> Trial:
-    if time.perf_counter() > deadline:
-        return Trial(base.matrix, way, "skipped", LATE)
-    return attempt(base, way)
-
-
-def _forecast(
-    given: Understood, sample: Sample, base: Baseline, allowed: float, deadline: float
-) -> Forecast:
-    build = functools.partial(given.operator, base.matrix)
-    chosen = choose(base.matrix, build, sample)
-    if chosen.way is None:
-        return chosen
-    if time.perf_counter() > deadline:
-        return replace(chosen, reason=LATE)
-    return estimate(chosen, build, sample, base.v, allowed)
-
-
-def _look(given: Understood, sample: Sample) -> tuple[Sample, Observation]:
-    """Look at the model on the sample; on the whole batch where a few data do not do."""
-    X, y = sample.batch
-    seen = observe(given.call, given.parameters, given.loss, X, y)
-    if sample.size == sample.first_size or not (seen.error or seen.not_finite):
-        return sample, seen
-    X, y = sample.first  # its first targets may all be ignored, say
-    again = observe(given.call, given.parameters, given.loss, X, y)
-    is_better = not (again.error or again.not_finite)
-    return (sample.whole(), again) if is_better else (sample, seen)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop.curvature.base import CurvatureLinearOperator
+from curvop.curvature.differentiation import Way
 from curvop.curvature.empirical_fisher import EFLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
@@ -75,28 +76,27 @@ class Problem:
 
 @dataclass(frozen=True)
 class Understood:
-    """What the user gave, understood as the operators would, and more forgiving.
+    """What the user gave, understood as the operators would, and more forgiving."""
 
-    Attributes:
-        problem: What was given, with the reduction that operators are told.
-        parameters: Model and parameters.
-        loss: The loss.
-        guessed: The reduction, where neither loss nor user told it; ``"unknown"`` if it
-            is neither mean nor sum.
-        complaint: What the loss does not keep of its word.
-    """
-
-    problem: Problem
-    parameters: Parameters
-    loss: Loss
+    problem: Problem  # what was given, with the reduction that operators are told
+    parameters: Parameters  # model and parameters
+    loss: Loss  # the loss
+    # the reduction, where neither loss nor user told it; "unknown" if it is neither
+    # mean nor sum
     guessed: str | None
-    complaint: str | None
+    complaint: str | None  # what the loss does not keep of its word
 
     def operator(
         self, matrix: Matrix, data: Sequence[Batch], **options: Any
     ) -> CurvatureLinearOperator:
         """The operator of this name, on unpacked batches."""
         return replace(self.problem, data=data, unpack=None).operator(matrix, **options)
+
+    def on_batch(self, matrix: Matrix, batch: Batch, way: Way) -> CurvatureLinearOperator:
+        """The operator of one batch, differentiated this way."""
+        return self.operator(
+            matrix, [batch], check_deterministic=False, differentiation=way
+        )
 
     def call(self, params: Sequence[Tensor], X: Any) -> Any:
         """The prediction, of a model that holds these parameters already."""

@@ -23,33 +23,19 @@ from curvop.inspection.problem import Problem
 
 @dataclass(frozen=True)
 class Sample:
-    """What the ways to differentiate are tried on.
+    """What the ways to differentiate are tried on; ``None`` is what cannot be told."""
 
-    Attributes:
-        batch: A few data, on the device of the parameters.
-        size: How many, if it can be told.
-        first: The whole batch that they were taken from.
-        first_size: Its number of data, if it can be told.
-        second: The batch after it, if it is of the same shape.
-        num_data: Number of data in all, if it can be told.
-        num_batches: Number of batches, if it can be told.
-        load_seconds: What it takes to load a batch.
-        is_one_shot: Whether the data can be passed over only once.
-        is_uneven: Whether batches are known to differ in size.
-        is_changing: Whether a second pass began with other data.
-    """
-
-    batch: Batch
-    size: int | None
-    first: Batch
+    batch: Batch  # a few data, on the device of the parameters
+    size: int | None  # how many
+    first: Batch  # the whole batch that they were taken from
     first_size: int | None
-    second: Batch | None
-    num_data: int | None
+    second: Batch | None  # the batch after it, if it is of the same shape
+    num_data: int | None  # in all, as is the next
     num_batches: int | None
-    load_seconds: float
-    is_one_shot: bool
-    is_uneven: bool
-    is_changing: bool
+    load_seconds: float  # what it takes to load a batch
+    is_one_shot: bool  # the data can be passed over only once
+    is_uneven: bool  # batches are known to differ in size
+    is_changing: bool  # a second pass began with other data
 
     def whole(self) -> Sample:
         """The first batch as it is, where a few of its data do not do."""

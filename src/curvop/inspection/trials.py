@@ -51,6 +51,7 @@ FORMS: dict[Way, Derivation] = {
     "graphs": graphs,
 }
 WAYS: tuple[Way, ...] = (*PLAIN, *FORMS)
+LATE = "out of time: raise max_seconds"
 ROUGH = 100  # times the rounding that is expected, where double precision cannot be asked
 
 
@@ -133,8 +134,10 @@ def linearized(
     return LinearizedLinearOperator(op, kept, Z, form, 0.0)  # type: ignore[arg-type]
 
 
-def attempt(base: Baseline, way: Way) -> Trial:
-    """Try one way; whatever goes wrong is the result."""
+def attempt(base: Baseline, way: Way, deadline: float) -> Trial:
+    """Try one way, unless it is too late; whatever goes wrong is the result."""
+    if time.perf_counter() > deadline:
+        return Trial(base.matrix, way, "skipped", LATE)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say is said in the table

@@ -27,17 +27,13 @@ Group = dict[str, Any]  # of parameters with the same settings
 
 @dataclass(frozen=True)
 class Rule:
-    """How an optimizer divides gradients, and when it becomes unstable.
+    """How an optimizer divides gradients, and when it becomes unstable."""
 
-    Attributes:
-        divisor: From the state of a parameter to the diagonal; ``None`` for ones.
-        formula: What the entries are.
-        limit: Learning rate times sharpness at which a quadratic becomes unstable, and
-            the formula of the sharpness.
-    """
-
+    # from the state of a parameter to the diagonal; None for ones
     divisor: Callable[[State, Group], Tensor] | None
-    formula: str
+    formula: str  # what the entries are
+    # learning rate times sharpness at which a quadratic becomes unstable, and the
+    # formula of the sharpness
     limit: Callable[[Group], tuple[float, str]]
 
 

@@ -24,58 +24,33 @@ MATRICES: dict[str, Literal["Hessian", "GGN"]] = {"hessian": "Hessian", "ggn": "
 
 @dataclass(frozen=True)
 class Settings:
-    """How the report is made.
-
-    Attributes:
-        curvature: Which matrix.
-        k: Number of eigenvalues at each end.
-        tol: Residual that is small enough, relative to the norm of the matrix.
-        seed: Of all random vectors.
-        dtype: To compute in; ``None`` for that of the parameters.
-        device: To compute on; ``None`` for that of the parameters.
-        budget: Seconds that it may take; infinite for as long as it needs.
-        progressbar: Whether to show progress.
-        title: Heading of the page.
-    """
+    """How the report is made."""
 
     curvature: Literal["hessian", "ggn"] = "hessian"
-    k: int = 10
-    tol: float = 1e-4
-    seed: int = 0
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
-    budget: float = math.inf
-    progressbar: bool = False
-    title: str = "model"
+    k: int = 10  # number of eigenvalues at each end
+    tol: float = 1e-4  # residual that is small enough, relative to the norm of the matrix
+    seed: int = 0  # of all random vectors
+    dtype: torch.dtype | None = None  # to compute in; None for that of the parameters
+    device: torch.device | None = None  # to compute on; None for that of the parameters
+    budget: float = math.inf  # seconds that it may take; infinite for as long as it needs
+    progressbar: bool = False  # show it
+    title: str = "model"  # heading of the page
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a report shows.
+    """All that a report shows."""
 
-    Attributes:
-        settings: How it was made.
-        status: ``"complete"``, ``"incomplete"`` (the time was up) or ``"interrupted"``.
-        model: What is known of model, loss, parameters and data.
-        psd: Whether the matrix is known to be positive semi-definite.
-        wanted: Names of the sections that there should be.
-        sections: What was computed, by name.
-        errors: Sections that failed, and why.
-        notes: Warnings, each once.
-        runs: What each run took; the last is this one.
-        preconditioner: What is known of the preconditioner.
-    """
-
-    settings: Settings
-    status: str
-    model: dict[str, Any]
-    psd: bool
-    wanted: tuple[str, ...]
-    sections: dict[str, State]
-    errors: dict[str, str]
-    notes: list[str]
-    runs: list[dict[str, Any]]
-    preconditioner: dict[str, Any] | None = None
+    settings: Settings  # how it was made
+    status: str  # "complete", "incomplete" (the time was up) or "interrupted"
+    model: dict[str, Any]  # what is known of model, loss, parameters and data
+    psd: bool  # the matrix is known to be positive semi-definite
+    wanted: tuple[str, ...]  # names of the sections that there should be
+    sections: dict[str, State]  # what was computed, by name
+    errors: dict[str, str]  # sections that failed, and why
+    notes: list[str]  # warnings, each once
+    runs: list[dict[str, Any]]  # what each run took; the last is this one
+    preconditioner: dict[str, Any] | None = None  # what is known of the preconditioner
 
     # ---------------------------------------------------------------- as plain data
 

@@ -26,15 +26,11 @@ SHARE_OF_MEMORY = 0.25  # that the linearised matrix may keep
 
 
 class Matrices(NamedTuple):
-    """What a report looks at.
+    """What a report looks at."""
 
-    Attributes:
-        A: The matrix, looked at: its data was passed over twice.
-        gauss_newton: Makes the GGN, for numbers that need a psd matrix; ``None`` if ``A``
-            is one, or the loss is not convex in the prediction.
-    """
-
-    A: CurvatureLinearOperator
+    A: CurvatureLinearOperator  # the matrix, looked at: its data was passed over twice
+    # makes the GGN, for numbers that need a psd matrix; None if A is one, or the loss
+    # is not convex in the prediction
     gauss_newton: Callable[[], CurvatureLinearOperator] | None
 
 

@@ -33,25 +33,16 @@ ROUNDS, ROUND = 5, 20  # of traces of blocks; the time is looked at between roun
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the sections are computed from.
+    """What the sections are computed from."""
 
-    Attributes:
-        A: The matrix; its products are timed by ``clock``.
-        clock: What ends a section.
-        gradient: Of the same loss, flat, ``[N]``.
-        settings: How the report is made.
-        preconditioner: Of the optimizer, if there is one.
-        gauss_newton: Makes the GGN, timed as well; ``None`` if ``A`` serves.
-        room: Number of vectors that may be held at once.
-    """
-
-    A: LinearOperator
-    clock: Clock
-    gradient: Tensor  # [N]
-    settings: Settings
-    preconditioner: Preconditioner | None
+    A: LinearOperator  # the matrix; its products are timed by clock
+    clock: Clock  # what ends a section
+    gradient: Tensor  # [N], of the same loss
+    settings: Settings  # how the report is made
+    preconditioner: Preconditioner | None  # of the optimizer, if there is one
+    # makes the GGN, timed as well; None if A serves
     gauss_newton: Callable[[], LinearOperator] | None
-    room: int
+    room: int  # number of vectors that may be held at once
 
     def checkpoint(self, file: Path, num_vectors: int) -> Path | None:
         """The file, if it is worth writing the state of a solver with so many vectors."""
@@ -69,19 +60,12 @@ Compute = Callable[[Inputs, State, Path], State]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report.
+    """A part of the report."""
 
-    Attributes:
-        name: Its key in the record.
-        title: Its heading.
-        weight: Its share of the time that is left, relative to those to come.
-        compute: What it does.
-    """
-
-    name: str
-    title: str
-    weight: float
-    compute: Compute
+    name: str  # its key in the record
+    title: str  # its heading
+    weight: float  # its share of the time that is left, relative to those to come
+    compute: Compute  # what it does
 
 
 def gradient(inputs: Inputs, before: State, file: Path) -> State:
