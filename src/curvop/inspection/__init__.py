@@ -1,4 +1,8 @@
-"""What to know of a model before its curvature is computed."""
+"""What to know of a model before its curvature is computed.
+
+The way of a number: ``trials`` and ``forecast`` measure it against ``baseline`` and have it
+frozen, ``results`` has all of them, ``table`` and ``preflight.html`` say what it means.
+"""
 
 from curvop.inspection.baseline import Reference
 from curvop.inspection.cautions import Caution

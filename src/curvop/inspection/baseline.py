@@ -16,7 +16,7 @@ from curvop.curvature.differentiation import Way as AsWay
 from curvop.curvature.graph import gradient
 from curvop.curvature.merging import Batch
 from curvop.curvature.parameters import Parameters
-from curvop.curvature.probing import probe
+from curvop.curvature.probing import probe, tolerance
 from curvop.curvature.proof import Truth, is_gradient, subject, truth
 from curvop.curvature.replica import doubled
 from curvop.curvature.surroundings import surroundings
@@ -62,6 +62,7 @@ class Baseline:
     gradient_seconds: float | None  # what a gradient of the sample takes
     gradient_bytes: int | None  # most bytes of tensors alive at once that it makes
     is_gradient: bool | None  # of the loss, not of something else; None if unclear
+    rounding: float  # relative, of the precision of the parameters
     is_random: bool  # loss or gradient differ from one evaluation to the next
 
     def exact(self, way: AsWay) -> CurvatureLinearOperator:
@@ -80,6 +81,7 @@ def baselines(seen: Observation) -> tuple[Baseline, ...]:
     """Those of all matrices that the loss has."""
     given, batch = seen.given, seen.sample.batch
     v, u = probes(given.parameters)
+    rounding = tolerance(*(p.dtype for p in given.parameters.tensors))
     seconds, nbytes = _gradient_costs(seen)
     found = []
     for matrix in MATRICES:
@@ -99,6 +101,7 @@ def baselines(seen: Observation) -> tuple[Baseline, ...]:
                 gradient_seconds=seconds,
                 gradient_bytes=nbytes,
                 is_gradient=None,
+                rounding=rounding,
                 is_random=seen.is_random,
             )
         )

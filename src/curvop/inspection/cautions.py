@@ -379,13 +379,7 @@ GRAVITY = {"stop": 0, "care": 1, "note": 2}
 def cautions(
     seen: Observation, forecasts: tuple[Forecast, ...], is_gradient: bool | None
 ) -> tuple[Caution, ...]:
-    """What the rules find, the gravest first.
-
-    Args:
-        seen: What was seen of the problem.
-        forecasts: What the automatic choice is.
-        is_gradient: Whether the gradient is that of the loss, if that is clear.
-    """
+    """What the rules find, the gravest first."""
     found = [
         *_reduction(seen),
         *_data(seen),

@@ -18,7 +18,6 @@ from curvop.curvature.hessian import HessianLinearOperator
 from curvop.curvature.keeping import Effort
 from curvop.curvature.kept_graph import graphs
 from curvop.curvature.linearization import Derivation, LinearizedLinearOperator
-from curvop.curvature.probing import tolerance
 from curvop.curvature.proof import EXACT, STOPPED
 from curvop.curvature.recorded import recorded
 from curvop.curvature.rows import rows
@@ -42,8 +41,8 @@ Verdict = Literal[
     "undefined",
     "skipped",
 ]
-# The others are linearised forms.
 PLAIN: tuple[Way, ...] = ("func", "backpack", "differences")
+# The others are forms of the linearised operator.
 FORMS: dict[Way, Derivation] = {
     "rows": rows,
     "factored": factored,
@@ -159,7 +158,7 @@ def _attempt(base: Baseline, way: Way) -> Trial:
     turned = float((u @ Av - v @ Au).abs())
     asymmetry = _ratio(turned, float(u.norm() * Av.norm() + v.norm() * Au.norm()))
     error = _error(base, op, way, Av)
-    verdict, reason = _judged(base, way, op, Av, noise, error)
+    verdict, reason = _judged(base, way, Av, noise, error)
     seconds = seconds_of(lambda: A @ base.v, op.device)
     try:
         peak = peak_bytes_of(lambda: A @ base.v)
@@ -210,15 +209,10 @@ def _error(
 
 
 def _judged(
-    base: Baseline,
-    way: Way,
-    op: CurvatureLinearOperator,
-    Av: Tensor,
-    noise: float,
-    error: float | None,
+    base: Baseline, way: Way, Av: Tensor, noise: float, error: float | None
 ) -> tuple[Verdict, str | None]:
     """The verdict, and the reason where it is not "right"."""
-    rounding = tolerance(*(p.dtype for p in op._parameters.tensors))
+    rounding = base.rounding
     if not bool(Av.isfinite().all()):
         return "not finite", "the product is not finite"
     if base.is_random or noise > rounding:

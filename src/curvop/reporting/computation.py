@@ -127,20 +127,7 @@ def _compute(
     save: Callable[[], None],
     say: Say,
 ) -> str:
-    """The sections, most important first; then again those for which time is left.
-
-    Args:
-        inputs: What they are computed from.
-        sections: Where they go.
-        errors: Where it goes why one fails.
-        folder: Where the states of solvers are kept.
-        end: When the time is up.
-        save: Keeps what is done.
-        say: Tells what happens.
-
-    Returns:
-        The status of the whole.
-    """
+    """The sections, most important first, then again while time is left; the status."""
     clock = inputs.clock
     asked = wanted(inputs)
 

@@ -35,13 +35,7 @@ class Matrices(NamedTuple):
 
 
 def matrices(problem: Problem, settings: Settings, notes: list[str]) -> Matrices:
-    """Operators over the problem, converted as the settings say.
-
-    Args:
-        problem: What the user gave.
-        settings: How the report is made.
-        notes: Where to tell of half precision.
-    """
+    """Operators over the problem, as the settings say; notes tell of half precision."""
     dtype = settings.dtype
     is_half = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in problem.tensors)
     if dtype is None and is_half and isinstance(problem.model, nn.Module):

@@ -18,6 +18,7 @@ from curvop.inspection import Problem
 from curvop.reporting.computation import Say, find
 from curvop.reporting.deadline import in_seconds
 from curvop.reporting.findings import MATRICES, Settings
+from curvop.reporting.page import page
 from curvop.reporting.target import problem
 from curvop.spectra.problem import integer, tolerance
 
@@ -155,7 +156,6 @@ def written(
         raise ImportError(
             'A report needs matplotlib: pip install "curvop[report]".'
         ) from error
-    from curvop.reporting.page import page
 
     findings = find(about, settings, folder / "state", begin, say)
     html, json = folder / "report.html", folder / "report.json"
