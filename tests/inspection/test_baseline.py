@@ -13,10 +13,10 @@ from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.empirical_fisher import EFLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.probing import probe
+from curvop.risk.parameters import Parameters
+from curvop.operators.probing import probe
 from curvop.curvature.proof import Truth, is_gradient, subject
-from curvop.curvature.replica import doubled, duplicate
+from curvop.risk.replica import (doubled, duplicate)
 from curvop.inspection import Reference, preflight
 from curvop.inspection.baseline import reference
 from tests.cases import attention, parameterizations, truth
@@ -295,7 +295,7 @@ def test_closure_that_cannot_be_copied() -> None:
 
 
 def test_no_copy_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvop.curvature.replica._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("curvop.risk.replica._free_bytes", lambda device: 1000)
     found = models.looked_at(models.mlp())
     assert {r.dtype for r in found.references} == {"float32"}
     assert all(1e-6 < r.error <= 1e-3 for r in found.references)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import curvop
-from curvop.curvature.differentiation import WrongDerivativeError
-from curvop.curvature.parameters import as_parameters
+from curvop.derivatives.differentiation import WrongDerivativeError
+from curvop.risk.parameters import as_parameters
 from curvop.inspection import Preflight, preflight
 from curvop.inspection.baseline import probes
 from tests.cases import attention, awkward, parameterizations, structures, truth

@@ -11,15 +11,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differentiation import Way as AsWay
-from curvop.curvature.graph import gradient
-from curvop.curvature.merging import Batch
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.probing import probe, tolerance
-from curvop.curvature.proof import Truth, is_gradient, subject, truth
-from curvop.curvature.replica import doubled
-from curvop.curvature.surroundings import surroundings
+from curvop.curvature import (CurvatureLinearOperator)
+from curvop.derivatives import Way as AsWay
+from curvop.autograd import gradient
+from curvop.risk import Batch
+from curvop.risk import Parameters
+from curvop.operators.probing import (probe, tolerance)
+from curvop.curvature import (Truth, is_gradient, truth)
+from curvop.risk import doubled
+from curvop.risk import surroundings
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
 from curvop.inspection.observation import Observation
 from curvop.inspection.problem import MATRICES, Matrix
@@ -74,7 +74,9 @@ class Baseline:
         """
         op = self.build(way)
         made, X, y = doubled(op, *self.batch)
-        return made._with(_data=replace(op._data, source=[(X, y)]))
+        return made.with_risk(
+        replace(made.risk, data=replace(op.risk.data, source=[(X, y)]))
+    )
 
 
 def baselines(seen: Observation) -> tuple[Baseline, ...]:
@@ -139,8 +141,8 @@ def reference(
         v: What to multiply, ``[1, *n_i]``.
     """
     try:
-        with surroundings(op._data):
-            found = truth(subject(op, *batch), v)
+        with op.risk.surroundings():
+            found = truth(op.subject(*batch), v)
             Z = divisor(op, [batch])
     except Exception as error:
         found = explained(error)
@@ -160,12 +162,12 @@ def divisor(op: CurvatureLinearOperator, batches: Sequence[Batch]) -> Tensor:
     def tally(batch: Batch) -> tuple[Tensor, Tensor]:
         X, y = batch
         with torch.no_grad():
-            params = [p.detach() for p in op._parameters.tensors]
-            loss, share = op._tally(op._predict(params, X), y)
+            params = [p.detach() for p in op.risk.parameters.tensors]
+            loss, share = op.risk.tally(op.risk.predict(params, X), y)
         return loss, share
 
     loss, share = zip(*map(tally, batches), strict=True)
-    return op._divisor(torch.stack(loss).sum(), torch.stack(share).sum())
+    return op.risk.divisor(torch.stack(loss).sum(), torch.stack(share).sum())
 
 
 def _gradient_costs(seen: Observation) -> tuple[float | None, int | None]:

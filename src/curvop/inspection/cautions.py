@@ -12,9 +12,9 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from curvop.curvature import nested
-from curvop.curvature.parameters import unwrapped
-from curvop.curvature.substitution import modules_in
+from curvop.risk import nested
+from curvop.risk import unwrapped
+from curvop.risk import modules_in
 from curvop.inspection.forecast import Forecast
 from curvop.inspection.observation import Observation
 

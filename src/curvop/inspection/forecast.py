@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.linearization import LinearizedLinearOperator
-from curvop.curvature.merging import Batch
-from curvop.curvature.rows import ROWS_BYTES
+from curvop.curvature import (CurvatureLinearOperator)
+from curvop.linearized import LinearizedLinearOperator
+from curvop.risk import Batch
+from curvop.linearized import ROWS_BYTES
 from curvop.inspection.baseline import Baseline
 from curvop.inspection.measuring import seconds_of
 from curvop.inspection.observation import Observation

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from curvop.curvature import nested
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.probing import differ, tolerance
-from curvop.curvature.substitution import modules_in
+from curvop.risk import nested
+from curvop.risk import Parameters
+from curvop.operators.probing import (differ, tolerance)
+from curvop.risk import modules_in
 from curvop.inspection.problem import Understood
 from curvop.inspection.sample import Sample
 from curvop.inspection.wording import explained

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.kernels import differentiable_kernels
-from curvop.curvature.parameters import Given, as_parameters, listed
-from curvop.curvature.randomness import preserved
-from curvop.curvature.reduction import Divisor
-from curvop.curvature.unpacking import Unpack
+from curvop.autograd import differentiable_kernels
+from curvop.risk import (Given, as_parameters, listed)
+from curvop.risk import preserved
+from curvop.risk import Divisor
+from curvop.risk import Unpack
 from curvop.inspection.baseline import baselines
 from curvop.inspection.cautions import cautions
 from curvop.inspection.forecast import forecast

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differentiation import Way
-from curvop.curvature.empirical_fisher import EFLinearOperator
-from curvop.curvature.ggn import GGNLinearOperator
-from curvop.curvature.hessian import HessianLinearOperator
-from curvop.curvature.losses import Loss, _told_reduction, as_loss
-from curvop.curvature.merging import Batch
-from curvop.curvature.parameters import Parameters, predicted, unwrapped
+from curvop.curvature import (CurvatureLinearOperator)
+from curvop.derivatives import Way
+from curvop.curvature import (EFLinearOperator)
+from curvop.curvature import (GGNLinearOperator)
+from curvop.curvature import (HessianLinearOperator)
+from curvop.risk import (Loss, told_reduction, as_loss)
+from curvop.risk import Batch
+from curvop.risk import (Parameters, predicted, unwrapped)
 from curvop.inspection.wording import shortened
 
 Matrix = Literal["Hessian", "GGN", "EF"]
@@ -128,7 +128,7 @@ def understood(problem: Problem, parameters: Parameters, batch: Batch) -> Unders
         return None
 
     guessed, told = None, problem.reduction
-    if told is None and callable(problem.loss) and _told_reduction(problem.loss) is None:
+    if told is None and callable(problem.loss) and told_reduction(problem.loss) is None:
         kept = [r for r in ("mean", "sum") if not broken_word(as_loss(problem.loss, r))]
         guessed = kept[0] if kept else "unknown"
         told = kept[0] if kept else "mean"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from curvop.curvature import nested
-from curvop.curvature.data import Data
-from curvop.curvature.merging import Batch
-from curvop.curvature.parameters import Parameters
-from curvop.curvature.randomness import preserved
-from curvop.curvature.unpacking import takes_weight
+from curvop.risk import nested
+from curvop.risk import Data
+from curvop.risk import Batch
+from curvop.risk import Parameters
+from curvop.risk import preserved
+from curvop.risk import takes_weight
 from curvop.inspection.problem import Problem
 
 

@@ -11,17 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from curvop.curvature.base import CurvatureLinearOperator
-from curvop.curvature.differentiation import Way as AsWay
-from curvop.curvature.factored import NotFactorableError, factored
-from curvop.curvature.hessian import HessianLinearOperator
-from curvop.curvature.keeping import Effort
-from curvop.curvature.kept_graph import graphs
-from curvop.curvature.linearization import Derivation, LinearizedLinearOperator
-from curvop.curvature.proof import EXACT, STOPPED
-from curvop.curvature.recorded import recorded
-from curvop.curvature.rows import rows
-from curvop.curvature.surroundings import surroundings
+from curvop.curvature import (CurvatureLinearOperator)
+from curvop.derivatives import Way as AsWay
+from curvop.linearized import (NotFactorableError, factored)
+from curvop.curvature import (HessianLinearOperator)
+from curvop.linearized import Budget
+from curvop.linearized import graphs
+from curvop.linearized import (Derivation, LinearizedLinearOperator)
+from curvop.curvature import (EXACT, STOPPED)
+from curvop.linearized import recorded
+from curvop.linearized import rows
+from curvop.risk import surroundings
 from curvop.inspection.baseline import Baseline, blocks, divisor
 from curvop.inspection.measuring import peak_bytes_of, seconds_of
 from curvop.inspection.problem import Matrix
@@ -119,15 +119,15 @@ def linearized(
         NotFactorableError: If the matrix does not have this form, or it would not pay.
         TypeError: If the form needs a function of the parameters.
     """
-    if form != "graphs" and not op._parameters.functional:
+    if form != "graphs" and not op.risk.parameters.functional:
         raise NotFactorableError(
             "needs a module, or a callable (params, X) -> prediction, not a closure"
         )
     if form == "factored" and isinstance(op, HessianLinearOperator):
         raise NotFactorableError("a Hessian has no rows")
-    effort = Effort.asked_for(None, 100, None, False)
-    with surroundings(op._data):
-        batches = list(op._data.batches("linearize"))
+    effort = Budget.asked_for(None, 100, None, False)
+    with op.risk.surroundings():
+        batches = list(op.risk.data.batches("linearize"))
         kept = FORMS[form](op, batches, blocks(op, v.to(op.dtype)), effort)
         Z = divisor(op, batches)
     return LinearizedLinearOperator(op, kept, Z, form, 0.0)  # type: ignore[arg-type]
@@ -190,8 +190,8 @@ def _noise(op: CurvatureLinearOperator, A: LinearOperator, v: Tensor) -> float:
     """Relative difference of two products, the generators running on between them."""
     if A is op:
         V = blocks(op, v)
-        with surroundings(op._data):
-            sums = [op._sum_over_all(V)[0][: len(V)] for _ in range(2)]
+        with op.risk.surroundings():
+            sums = [op.sum_over_data(V)[0][: len(V)] for _ in range(2)]
         first, second = (torch.cat([b.reshape(-1) for b in s]).double() for s in sums)
     else:
         first, second = ((A @ v).double() for _ in range(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from curvop.curvature.differentiation import first_line
+from curvop.derivatives import first_line
 
 MINUS, THIN = "−", "\u202f"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from curvop.curvature import CurvatureLinearOperator
-from curvop.curvature.risk import loss_and_gradient
+from curvop.curvature import (CurvatureLinearOperator)
+from curvop.risk import loss_and_gradient
 from curvop.estimate import Estimate
 from curvop.estimators import trace
 from curvop.operators import (
@@ -75,7 +75,7 @@ def measure(
     Raises:
         KeyboardInterrupt: On Ctrl-C.
     """
-    loss, g = loss_and_gradient(H)
+    loss, g = loss_and_gradient(H.risk)
     if not math.isfinite(loss) or not bool(g.isfinite().all()):
         return None
     before = None if previous is None else previous.pairs

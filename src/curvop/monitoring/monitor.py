@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from curvop.curvature import CurvatureLinearOperator, HessianLinearOperator
-from curvop.curvature.substitution import modules_in
+from curvop.curvature import (CurvatureLinearOperator, HessianLinearOperator)
+from curvop.risk import modules_in
 from curvop.generators import source
 from curvop.monitoring import stability
 from curvop.monitoring.measurement import Measurement, Plan, descending, measure
@@ -237,7 +237,7 @@ class CurvatureMonitor:
     def _look(self, allowance: float) -> tuple[Measurement | None, float]:
         """A measurement, and the seconds that it took."""
         begin = perf_counter()
-        params = self._H._parameters.tensors
+        params = self._H.risk.parameters.tensors
         P = None
         if self._preconditioned and self._optimizer is not None:
             P = stability.preconditioner(self._optimizer, params)

@@ -18,7 +18,7 @@ import torch
 
 from curvop._version import __version__
 from curvop.checkpoint import Checkpoint, State
-from curvop.curvature.risk import loss_and_gradient
+from curvop.risk import loss_and_gradient
 from curvop.inspection import Problem, seconds
 from curvop.monitoring import preconditioner_of
 from curvop.operators import LinearOperator
@@ -58,7 +58,7 @@ def find(
             problem.params, optimizer=problem.optimizer, given=problem.preconditioner
         )
         op, gauss_newton = matrices(problem, settings, notes)
-        loss, g = loss_and_gradient(op)
+        loss, g = loss_and_gradient(op.risk)
         about = described(problem, op, loss)
         A = linearized(op, end)
         clock.start(end)

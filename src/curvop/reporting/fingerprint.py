@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from curvop._version import __version__
-from curvop.curvature import CurvatureLinearOperator, nested
-from curvop.curvature.surroundings import surroundings
+from curvop.curvature import (CurvatureLinearOperator)
+from curvop.risk import nested
+from curvop.risk import surroundings
 from curvop.inspection import Problem
 from curvop.monitoring import Preconditioner
 from curvop.reporting.findings import Settings
@@ -22,7 +23,7 @@ LAYOUT = 1  # of what sections keep; raise it where that changes
 def hash_of_parameters(op: CurvatureLinearOperator, model: Any) -> str:
     """SHA-256 of names, types, shapes and bits of the parameters, and of the buffers."""
     digest = hashlib.sha256()
-    parameters = op._parameters
+    parameters = op.risk.parameters
     names = parameters.names or [str(i) for i in range(len(parameters.tensors))]
     everything = list(zip(names, parameters.tensors, strict=True))
     if isinstance(model, nn.Module):
@@ -42,10 +43,10 @@ def hash_of_data(op: CurvatureLinearOperator) -> tuple[str, int, int]:
     matrix does not. Where data cannot be told apart, whole batches are hashed.
     """
     total, num_data, num_batches = 0, 0, 0
-    with surroundings(op._data), torch.no_grad():
-        for X, y in op._data.batches("hash of the data"):
+    with op.risk.surroundings(), torch.no_grad():
+        for X, y in op.risk.data.batches("hash of the data"):
             try:
-                n = op._data.batch_size(X, y)
+                n = op.risk.data.batch_size(X, y)
             except ValueError:
                 n = 1
             parts = [

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import CurvatureLinearOperator, nested
-from curvop.curvature.substitution import tensors_in
+from curvop.curvature import (CurvatureLinearOperator)
+from curvop.risk import nested
+from curvop.risk import tensors_in
 from curvop.inspection import Problem
 from curvop.operators import LinearOperator
 from curvop.reporting.findings import MATRICES, Settings
@@ -46,7 +47,7 @@ def matrices(problem: Problem, settings: Settings, notes: list[str]) -> Matrices
         )
     operator = converted(problem, dtype, settings.device).operator
     A = operator(MATRICES[settings.curvature])
-    has_other = not A.psd and A._loss.convex
+    has_other = not A.psd and A.risk.loss.convex
     other = partial(operator, "GGN", check_deterministic=False)
     return Matrices(A, other if has_other else None)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from curvop.curvature.parameters import listed
+from curvop.risk import listed
 from curvop.inspection import Problem
 
 NEEDED = ("model", "loss", "params", "data")
