@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from curvop import Eigenpairs, Estimate, Landscape, Solution
+from curvop import Density, Eigenpairs, Estimate, Landscape, Solution
 from curvop.monitoring import CurvatureRecord
-from curvop.spectra import broadened_density
+from curvop.spectra import GridScale, broadened, even_grid
 
 
 def pairs(values=(-2.5, -0.4, 1.5, 3.0, 7.0), residuals=(0.3, 0.1, 0.05, 0.6, 0.2)):
@@ -25,10 +25,11 @@ def density(kind="linear"):
     weights = torch.ones(4, 42, dtype=torch.float64)
     weights[:, -2:] = torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.2, 0.15], [0.25, 0.1]])
     weights = weights / weights.sum(1, keepdim=True)
-    options = {"num_points": 400, "width": 0.02, "linear_width": 1e-3}
-    return broadened_density(
-        nodes, weights, kind, **options, status="converged", num_matvecs=168
-    )
+    scale = GridScale(kind, 1e-3)
+    grid, sigma = even_grid(nodes, scale, 400, 0.02)
+    samples = broadened(nodes, weights, grid, scale, sigma)
+    error = samples.std(0) / math.sqrt(4)
+    return Density(grid, samples.mean(0), error, nodes, weights, "converged", 168)
 
 
 def traces():

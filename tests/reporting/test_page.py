@@ -16,7 +16,7 @@ import torch
 
 from curvop import report
 from curvop.reporting import figures, sections
-from curvop.reporting.target import understood
+from curvop.reporting.target import returned
 from tests.reporting import targets
 
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -30,7 +30,7 @@ FLAGS = [
 
 
 def made(name, folder, **options):
-    about = understood(getattr(targets, name)(), name)
+    about = returned(getattr(targets, name)(), name)
     return report(
         about.model,
         about.loss,

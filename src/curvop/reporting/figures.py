@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvop.plot import BLUE, GREY, ORANGE
-from curvop.reporting.effective import EffectiveDimension
+from curvop.reporting.effective_dimension import EffectiveDimension
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

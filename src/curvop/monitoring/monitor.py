@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, final
 
@@ -16,9 +17,8 @@ from curvop import arguments
 from curvop.curvature import CurvatureLinearOperator, HessianLinearOperator
 from curvop.generators import source
 from curvop.monitoring import stability
-from curvop.monitoring.account import ALLOWANCE, TimeAccount
 from curvop.monitoring.measurement import Measurement, Plan, descending, measure
-from curvop.monitoring.modes import evaluation
+from curvop.monitoring.overhead import ALLOWANCE, TimeAccount
 from curvop.monitoring.record import CurvatureRecord, not_finite
 from curvop.risk import modules_in
 
@@ -279,3 +279,19 @@ class CurvatureMonitor:
             preconditioned_sharpness=None if scaled is None else float(scaled.values[0]),
             preconditioned_residual=None if scaled is None else float(scaled.residuals[0]),
         )
+
+
+@contextmanager
+def evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Set the flag of each submodule, and give each its own back.
+
+    Not by ``train()`` and ``eval()``, which modules override to keep parts as they are.
+    """
+    flags = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        for m, _ in flags:
+            m.training = False
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training

@@ -1,4 +1,4 @@
-"""The time account: products are counted and timed, and end when the time is up."""
+"""The deadline: products are counted and timed, and end when the time is up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNITS = {"h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "": 1.0}
 PART = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(h|min|m|s|)\s*")
 
 
-def seconds(duration: str | float | None) -> float:
+def in_seconds(duration: str | float | None) -> float:
     """A duration in seconds; infinite for ``None`` and ``"none"``.
 
     Args:
@@ -27,7 +27,7 @@ def seconds(duration: str | float | None) -> float:
     Raises:
         ValueError: If it is none, or not positive.
 
-    >>> seconds("1h30m"), seconds("90"), seconds("none")
+    >>> in_seconds("1h30m"), in_seconds("90"), in_seconds("none")
     (5400.0, 90.0, inf)
     """
     if duration is None or duration == "none":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from curvop.monitoring.training import CurvatureMonitor
+from curvop.monitoring.monitor import CurvatureMonitor
 
 
 def lightning_callback(make: Callable[[Any], CurvatureMonitor]) -> Any:

@@ -1,28 +1,32 @@
-"""Running a report: section after section within a time, kept on disk, then written."""
+"""Computing a report: section after section within a time, and kept on disk."""
 
 from __future__ import annotations
 
+import datetime
 import math
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
+import scipy
+import torch
+
+from curvop._version import __version__
 from curvop.checkpoint import Checkpoint, State
-from curvop.curvature import CurvatureLinearOperator
+from curvop.inspection import Problem, seconds
+from curvop.monitoring import preconditioner_of
 from curvop.operators import LinearOperator
-from curvop.reporting.account import Clock, Metered
-from curvop.reporting.findings import Findings, Settings, duration, now, versions
+from curvop.reporting.deadline import Clock, Metered
+from curvop.reporting.findings import Findings, Settings
+from curvop.reporting.fingerprint import described, identity
 from curvop.reporting.matrix import linearized, matrices
-from curvop.reporting.preconditioner import preconditioner_of
-from curvop.reporting.problem import Problem
 from curvop.reporting.resources import forget, is_saved, room_for_vectors
-from curvop.reporting.sections import SECTIONS, Section, wanted
-from curvop.reporting.subject import described, identity
-from curvop.reporting.target import Target
+from curvop.reporting.sections import SECTIONS, Inputs, Section, wanted
 from curvop.risk import loss_and_gradient
 
 Say = Callable[[str], None]
@@ -30,140 +34,149 @@ FOR_THE_PAGE = 3.0  # seconds to draw and write it
 
 
 def find(
-    target: Target, settings: Settings, folder: Path, begin: float, say: Say
+    problem: Problem, settings: Settings, folder: Path, begin: float, say: Say
 ) -> Findings:
     """Compute what a report shows, or go on where an earlier run ended.
 
     Args:
-        target: What it is about.
+        problem: What it is about.
         settings: How it is made.
         folder: Where the states of this run and its solvers are kept.
         begin: ``time.monotonic()`` from which the budget counts.
         say: Tells what happens.
 
     Raises:
-        TargetError: If the target cannot be reported on.
+        ValueError: If the problem cannot be reported on.
         KeyboardInterrupt: If it comes before there is anything to report.
     """
     end = begin + settings.budget - min(FOR_THE_PAGE, 0.2 * settings.budget)
     clock = Clock()
     notes: list[str] = []
+    errors: dict[str, str] = {}
     with _collected(notes):
-        given = preconditioner_of(target)
-        op, gauss_newton = matrices(target, settings, notes)
+        given = preconditioner_of(
+            problem.params, optimizer=problem.optimizer, given=problem.preconditioner
+        )
+        op, gauss_newton = matrices(problem, settings, notes)
         loss, g = loss_and_gradient(op.risk)
-        about = described(target, op, loss)
+        about = described(problem, op, loss)
         A = linearized(op, end)
         clock.start(end)
-        other: Callable[[], LinearOperator] | None = None
-        if gauss_newton is not None:
-            other = partial(_other, gauss_newton, clock)
-        problem = Problem(
+
+        def other() -> LinearOperator:
+            assert gauss_newton is not None
+            return Metered(linearized(gauss_newton(), clock.deadline), clock)
+
+        inputs = Inputs(
             A=Metered(A, clock),
             clock=clock,
             gradient=g,
-            k=settings.k,
-            tol=settings.tol,
-            seed=settings.seed,
+            settings=settings,
             preconditioner=given,
-            gauss_newton=other,
-            progressbar=settings.progressbar,
+            gauss_newton=None if gauss_newton is None else other,
             room=room_for_vectors(A),
         )
         folder.mkdir(parents=True, exist_ok=True)
         file = Checkpoint(
-            folder / "sections.pt", problem.A, identity(about, settings, given)
+            folder / "sections.pt", inputs.A, identity(about, settings, given)
         )
         sections, runs = _resumed(file, folder, say)
-        run = {
-            "started": now(),
-            "versions": versions(),
+        run: dict[str, Any] = {
+            "started": _now(),
+            "versions": _versions(),
             "linearized": getattr(A, "form", None),
         }
-        findings = Findings(
-            settings,
-            "incomplete",
-            about,
-            op.psd,
-            tuple(section.name for section in wanted(problem)),
-            sections,
-            notes=notes,
-            runs=[*runs, run],
-            preconditioner=None if given is None else given.words(),
-        )
         say(
             f"{settings.curvature} of {about['parameters']:,} parameters on "
-            f"{about['data']:,} data; a product takes {duration(clock.seconds_per_product)}"
+            f"{about['data']:,} data; a product takes {seconds(clock.seconds_per_product)}"
         )
+
+        def save() -> None:
+            file.save({"sections": sections, "runs": runs})
+
         with clock.noting_interrupts():
-            _compute(problem, findings, file, folder, end, say)
+            status = _compute(inputs, sections, errors, folder, end, save, say)
         run |= {
-            "finished": now(),
+            "finished": _now(),
             "seconds": time.monotonic() - begin,
             "products": clock.products,
             "seconds_per_product": clock.seconds_per_product,
         }
-        file.save({"sections": findings.sections, "runs": findings.runs})
-    return findings
-
-
-def _other(make: Callable[[], CurvatureLinearOperator], clock: Clock) -> LinearOperator:
-    return Metered(linearized(make(), clock.deadline), clock)
+        runs.append(run)
+        save()
+    return Findings(
+        settings,
+        status,
+        about,
+        op.psd,
+        tuple(section.name for section in wanted(inputs)),
+        sections,
+        errors,
+        notes,
+        runs,
+        None if given is None else given.words(),
+    )
 
 
 def _compute(
-    problem: Problem,
-    findings: Findings,
-    file: Checkpoint,
+    inputs: Inputs,
+    sections: dict[str, State],
+    errors: dict[str, str],
     folder: Path,
     end: float,
+    save: Callable[[], None],
     say: Say,
-) -> None:
-    """The sections, most important first; then again those for which time is left."""
-    clock = problem.clock
-    asked = wanted(problem)
+) -> str:
+    """The sections, most important first, then again while time is left; the status."""
+    clock = inputs.clock
+    asked = wanted(inputs)
+
+    def is_done(section: Section) -> bool:
+        done = sections.get(section.name, {}).get("status") == "done"
+        return done or section.name in errors
+
     for attempt in range(2):
-        todo = [s for s in asked if not _is_done(findings, s)]
+        todo = [s for s in asked if not is_done(s)]
         for i, section in enumerate(todo):
             left = end - time.monotonic()
             weights = [s.weight for s in todo[i:]]
             share = left * weights[0] / sum(weights)
             clock.start(time.monotonic() + share)
-            limit = "" if math.isinf(share) else f" (up to {duration(share)})"
+            limit = "" if math.isinf(share) else f" (up to {seconds(share)})"
             say(section.title + limit)
-            _compute_one(section, problem, findings, folder)
-            if section.name not in findings.errors:
-                file.save({"sections": findings.sections, "runs": findings.runs[:-1]})
+            before = sections.get(section.name, {})
+            found = _compute_one(section, inputs, before, folder)
+            if isinstance(found, str):
+                errors[section.name] = found
+            else:
+                sections[section.name] = found
+                save()
             if clock.is_interrupted:
-                findings.status = "interrupted"
-                return
+                return "interrupted"
         if attempt == 0 and end - time.monotonic() < 2 * clock.seconds_per_product:
             break
-    if all(_is_done(findings, s) for s in asked):
-        findings.status = "complete"
+    return "complete" if all(map(is_done, asked)) else "incomplete"
 
 
 def _compute_one(
-    section: Section, problem: Problem, findings: Findings, folder: Path
-) -> None:
-    """One section, which may end early or fail."""
-    clock, file = problem.clock, folder / f"{section.name}.pt"
-    before = findings.sections.get(section.name, {})
+    section: Section, inputs: Inputs, before: State, folder: Path
+) -> State | str:
+    """One section, which may end early; or why it failed."""
+    clock, file = inputs.clock, folder / f"{section.name}.pt"
     begin, products = time.monotonic(), clock.products
     try:
-        found = section.compute(problem, before, file)
+        found = section.compute(inputs, before, file)
     except KeyboardInterrupt:
         found = {**before, "status": "incomplete"}
         if not clock.is_stopped:
             raise
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        findings.errors[section.name] = f"{type(error).__name__}: {error}"
-        return
+        return f"{type(error).__name__}: {error}"
     if _size(found) < _size(before):  # it began anew, and did not come as far
         found = before
     if found["status"] == "done":
         forget(file)
-    findings.sections[section.name] = {
+    return {
         **found,
         "resumable": is_saved(file),
         "seconds": before.get("seconds", 0.0) + time.monotonic() - begin,
@@ -174,11 +187,6 @@ def _compute_one(
 def _size(state: State) -> int:
     """Number of eigenvalues, or of random vectors, that were done."""
     return sum(len(state.get(key, ())) for key in ("values", "nodes"))
-
-
-def _is_done(findings: Findings, section: Section) -> bool:
-    is_done = findings.sections.get(section.name, {}).get("status") == "done"
-    return is_done or section.name in findings.errors
 
 
 def _resumed(
@@ -195,14 +203,13 @@ def _resumed(
         return {}, []
     if state is None:
         return {}, []
-    done = [s.title for s in SECTIONS if _state(state, s.name) == "done"]
+    done = [
+        s.title
+        for s in SECTIONS
+        if state["sections"].get(s.name, {}).get("status") == "done"
+    ]
     say(f"Going on with an earlier run; done: {', '.join(done).lower() or 'nothing'}")
     return dict(state["sections"]), list(state["runs"])
-
-
-def _state(state: State, name: str) -> str | None:
-    section: State = state["sections"].get(name, {})
-    return section.get("status")
 
 
 @contextmanager
@@ -217,3 +224,20 @@ def _collected(notes: list[str]) -> Iterator[None]:
                 is_meant = issubclass(warning.category, UserWarning | RuntimeWarning)
                 if is_meant and (text := str(warning.message)) not in notes:
                     notes.append(text)
+
+
+def _now() -> str:
+    """The time in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    """What the numbers were computed with."""
+    return {
+        "curvop": __version__,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from curvop.arguments import integer, tolerance
-from curvop.reporting.account import seconds
-from curvop.reporting.findings import Settings
-from curvop.reporting.matrix import OPERATORS
-from curvop.reporting.run import Say, find
-from curvop.reporting.target import Target, target
+from curvop.inspection import Problem
+from curvop.reporting.computation import Say, find
+from curvop.reporting.deadline import in_seconds
+from curvop.reporting.findings import MATRICES, Settings
+from curvop.reporting.page import page
+from curvop.reporting.target import problem
 
 
 @dataclass(frozen=True)
@@ -118,20 +119,19 @@ def report(
     ('complete', 4)
     """
     begin = time.monotonic()
-    fields = {
-        "model": model_func,
-        "loss": loss_func,
-        "params": params,
-        "data": data,
-        "optimizer": optimizer,
-        "preconditioner": preconditioner,
-        "reduction": reduction,
-        "batch_size_fn": batch_size_fn,
-        "unpack": unpack,
-    }
-    if curvature not in OPERATORS:
-        raise ValueError(f"Expected curvature as one of {[*OPERATORS]}, got {curvature!r}.")
-    about = target(**fields)
+    if curvature not in MATRICES:
+        raise ValueError(f"Expected curvature as one of {[*MATRICES]}, got {curvature!r}.")
+    about = problem(
+        model_func,
+        loss_func,
+        params,
+        data,
+        optimizer=optimizer,
+        preconditioner=preconditioner,
+        reduction=reduction,
+        batch_size_fn=batch_size_fn,
+        unpack=unpack,
+    )
     settings = Settings(
         curvature=curvature,
         k=integer(k, "k", 1),
@@ -139,16 +139,15 @@ def report(
         seed=integer(seed, "seed", 0),
         dtype=dtype,
         device=None if device is None else torch.device(device),
-        budget=seconds(budget),
+        budget=in_seconds(budget),
         progressbar=progressbar,
         title=title or type(model_func).__name__,
     )
-    say = _aloud if progressbar else _silent
-    return written(about, settings, Path(out), begin, say)
+    return written(about, settings, Path(out), begin, aloud if progressbar else silent)
 
 
 def written(
-    about: Target, settings: Settings, folder: Path, begin: float, say: Say
+    about: Problem, settings: Settings, folder: Path, begin: float, say: Say
 ) -> Report:
     """Compute, and write both files."""
     try:
@@ -157,21 +156,20 @@ def written(
         raise ImportError(
             'A report needs matplotlib: pip install "curvop[report]".'
         ) from error
-    from curvop.reporting.page import page
-    from curvop.reporting.record import record, text
 
     findings = find(about, settings, folder / "state", begin, say)
     html, json = folder / "report.html", folder / "report.json"
-    for path, content in ((json, text(findings)), (html, page(findings))):
+    for path, content in ((json, findings.to_json()), (html, page(findings))):
         part = path.with_name(path.name + ".part")
         part.write_text(content, encoding="utf-8")
         os.replace(part, path)
-    return Report(findings.status, html, json, record(findings))
+    return Report(findings.status, html, json, findings.to_dict())
 
 
-def _silent(message: str) -> None:
-    pass
+def silent(message: str) -> None:
+    """Tell nothing."""
 
 
-def _aloud(message: str) -> None:
+def aloud(message: str) -> None:
+    """Tell on stderr, above the bars."""
     tqdm.write(f"curvop: {message}", file=sys.stderr)

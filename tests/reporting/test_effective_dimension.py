@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from curvop import as_operator, spectral_density
-from curvop.reporting.effective import effective_dimensions
+from curvop.reporting.effective_dimension import effective_dimensions
 
 STEPS = 40
 RULES = {

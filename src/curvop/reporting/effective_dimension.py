@@ -14,18 +14,15 @@ from curvop.operators import DiagonalLinearOperator
 
 @dataclass(frozen=True)
 class EffectiveDimension:
-    """Effective dimensions with their standard errors.
+    """Effective dimensions with their standard errors."""
 
-    Attributes:
-        damping: ``λ``, ascending, ``[n]``.
-        values: ``d(λ)``, ``[n]``.
-        standard_error: Spread over the probes and truncation together, ``[n]``; ``nan``
-            from one probe.
-    """
+    damping: Tensor  # [n], λ, ascending
+    values: Tensor  # [n], d(λ)
+    standard_error: Tensor  # [n], of spread and truncation; nan from one probe
 
-    damping: Tensor  # [n]
-    values: Tensor  # [n]
-    standard_error: Tensor  # [n]
+    def nearest(self, share: float) -> int:
+        """Where the damping is about this share of the largest."""
+        return int((self.damping / self.damping[-1] - share).abs().argmin())
 
 
 def effective_dimensions(

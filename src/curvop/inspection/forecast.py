@@ -2,81 +2,103 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator
+from curvop.inspection.baseline import Baseline
 from curvop.inspection.measuring import seconds_of
-from curvop.inspection.results import Forecast, Matrix, first_line
+from curvop.inspection.observation import Observation
+from curvop.inspection.problem import Matrix
 from curvop.inspection.sample import Sample, cut
-from curvop.inspection.trials import linearized
+from curvop.inspection.trials import LATE, linearized
+from curvop.inspection.wording import explained, shortened
 from curvop.linearized import ROWS_BYTES, LinearizedLinearOperator
 from curvop.operators import LinearOperator
 from curvop.risk import Batch
 
+Build = Callable[..., CurvatureLinearOperator]  # (data, **options)
 PRODUCTS = 100
 UNKNOWN = "the number of data is unknown: pass num_data="
 
 
-class Build(Protocol):
-    """Builds the operator of one matrix."""
+@dataclass(frozen=True)
+class Forecast:
+    """What the automatic choice is, and what 100 products over the data would take.
 
-    def __call__(self, data: Sequence[Batch], **options: Any) -> CurvatureLinearOperator:
-        """On this data, with these options."""
+    Attributes:
+        matrix: The matrix.
+        way: What ``differentiation="auto"`` takes; ``None`` if the operator is refused.
+        form: What ``linearize()`` keeps; ``None`` if it is refused.
+        reason: Why one is refused, or what the operator warns of.
+        seconds: Of 100 products over the whole data, each a pass through it.
+        linearized_seconds: The same with ``linearize()``, its set-up included.
+        linearized_bytes: What would be kept for that.
+        proof: What the operator says of its products: ``"proven to 3e-10"``, or ``"not
+            proven: why"``.
+    """
+
+    matrix: Matrix
+    way: str | None = None
+    form: str | None = None
+    reason: str | None = None
+    seconds: float | None = None
+    linearized_seconds: float | None = None
+    linearized_bytes: int | None = None
+    proof: str | None = None
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some of the data, to measure on.
+    """Some of the data, to measure on."""
 
-    Attributes:
-        batches: Mini-batches; one may come several times.
-        times: How many times more there is in all.
-        is_all: Whether it is as much as there is.
+    batches: Sequence[Batch]  # one may come several times
+    times: float  # how many times more there is in all
+    is_all: bool  # it is as much as there is
+
+
+def forecast(
+    seen: Observation, base: Baseline, allowed: float, deadline: float
+) -> Forecast:
+    """The automatic choice, measured on as much of the data as there is time for.
+
+    Args:
+        seen: The problem and the sample.
+        base: What to multiply, and of which matrix.
+        allowed: Seconds that a product to measure may take.
+        deadline: Nothing is measured after that.
     """
+    build = functools.partial(seen.given.operator, base.matrix)
+    chosen = _choose(base.matrix, build, seen.sample)
+    if chosen.way is None:
+        return chosen
+    if time.perf_counter() > deadline:
+        return replace(chosen, reason=LATE)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _estimate(chosen, build, seen.sample, base.v, allowed)
+    except Exception as error:
+        return replace(chosen, reason=explained(error))
 
-    batches: Sequence[Batch]
-    times: float
-    is_all: bool
 
-
-def choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
+def _choose(matrix: Matrix, build: Build, sample: Sample) -> Forecast:
     """What ``differentiation="auto"`` takes, or why the operator is refused."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             op = build([sample.batch], check_deterministic=True)
     except Exception as error:
-        return Forecast(matrix, reason=f"{type(error).__name__}: {first_line(error)}")
+        return Forecast(matrix, reason=explained(error))
     way, reason = op.differentiation, None
     if way == "differences" and caught:  # the last word: why it takes no other
         reason = str(caught[-1].message)
     return Forecast(matrix, way=way, reason=reason, proof=str(op.proof))
-
-
-def estimate(
-    chosen: Forecast, build: Build, sample: Sample, v: Tensor, allowed: float
-) -> Forecast:
-    """Measure the automatic choice on as much of the data as there is time for.
-
-    Args:
-        chosen: What :func:`choose` found.
-        build: Builds the operator.
-        sample: The data.
-        v: What to multiply.
-        allowed: Seconds that a product to measure may take.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _estimate(chosen, build, sample, v, allowed)
-    except Exception as error:
-        return replace(chosen, reason=f"{type(error).__name__}: {first_line(error)}")
 
 
 def _estimate(
@@ -98,7 +120,7 @@ def _estimate(
             L = _other_than_rows(op, v)
         kept = _seconds(L, v)
     except Exception as error:
-        return replace(found, reason=f"linearize() fails: {first_line(error)}")
+        return replace(found, reason=f"linearize() fails: {shortened(error)}")
     if not is_known:
         return replace(found, form=L.form)
     # beyond what was measured, a batch is linearised by about a product of each kind

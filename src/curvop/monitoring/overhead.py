@@ -13,19 +13,12 @@ RESERVE, ALLOWANCE = 2.0, 1.25
 
 @dataclass(frozen=True)
 class TimeAccount:
-    """Seconds earned by training and spent on measurements.
+    """Seconds earned by training and spent on measurements."""
 
-    Attributes:
-        max_overhead: Share of the training time that may be spent.
-        training: Seconds of training so far.
-        measuring: Seconds spent so far, bookkeeping included.
-        last: Seconds that the last measurement took.
-    """
-
-    max_overhead: float
-    training: float = 0.0
-    measuring: float = 0.0
-    last: float = math.inf
+    max_overhead: float  # share of the training time that may be spent
+    training: float = 0.0  # seconds of training so far
+    measuring: float = 0.0  # seconds spent so far, bookkeeping included
+    last: float = math.inf  # seconds that the last measurement took
 
     @property
     def overhead(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,31 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from curvop.autograd import differentiable_kernels
-from curvop.inspection.bench import Bench, benches
+from curvop.inspection.baseline import baselines
 from curvop.inspection.cautions import cautions
-from curvop.inspection.forecasting import choose, estimate
+from curvop.inspection.forecast import forecast
 from curvop.inspection.observation import Observation, observe
-from curvop.inspection.problem import Problem, name_of, understood
-from curvop.inspection.results import (
-    MATRICES,
-    PLAIN,
-    Forecast,
-    Preflight,
-    Trial,
-    Way,
-)
-from curvop.inspection.sample import Sample, take
-from curvop.inspection.scene import Scene
-from curvop.inspection.trials import FORMS, WAYS, attempt
-from curvop.risk import (
-    Divisor,
-    Given,
-    Unpack,
-    as_parameters,
-    listed,
-    preserved,
-    takes_weight,
-)
+from curvop.inspection.problem import MATRICES, Problem, name_of, understood
+from curvop.inspection.results import Preflight
+from curvop.inspection.sample import take
+from curvop.inspection.trials import FORMS, PLAIN, WAYS, Trial, Way, attempt
+from curvop.risk import Divisor, Given, Unpack, as_parameters, listed, preserved
+
+SHARE = 1 / 100  # of the time that there is, for a product of the forecast
+NO_TERMS = "the empirical Fisher needs a loss that offers its unreduced terms"
 
 
 def preflight(
@@ -100,106 +86,57 @@ def preflight(
     'right'
     """
     deadline = time.perf_counter() + _checked(sample_size, max_seconds)
-    params = listed(params)
-    parameters = as_parameters(model_func, params, loss_func)
+    problem = Problem(
+        model_func,
+        loss_func,
+        listed(params),
+        data,
+        reduction=reduction,
+        batch_size_fn=batch_size_fn,
+        unpack=unpack,
+    )
+    parameters = as_parameters(model_func, problem.params, loss_func)
     with _as_found(parameters.device):
-        sample = take(
-            data,
-            parameters.device,
-            sample_size,
-            num_data,
-            batch_size_fn,
-            unpack=unpack,
-            takes_weight=takes_weight(loss_func),
-            params=parameters.tensors,
-        )
-        problem = understood(
-            model_func,
-            loss_func,
-            params,
-            parameters,
-            reduction,
-            batch_size_fn,
-            sample.batch,
-        )
-        return _carried_out(problem, sample, max_seconds, deadline)
+        sample = take(problem, parameters, sample_size, num_data)
+        seen = observe(understood(problem, parameters, sample.batch), sample)
+        return _carried_out(seen, max_seconds, deadline)
 
 
-def _carried_out(
-    problem: Problem, sample: Sample, max_seconds: float, deadline: float
-) -> Preflight:
+def _carried_out(seen: Observation, max_seconds: float, deadline: float) -> Preflight:
     """The references, the quick ways, the forecast, the others, the cautions."""
-    parameters = problem.parameters
-    sample, seen = _look(problem, sample)
-    ready = benches(problem, sample, seen)
+    given, sample = seen.given, seen.sample
+    ready = baselines(seen)
     quick = [way for way in PLAIN if way != "differences"]
-    trials = [_tried(bench, way, deadline) for way in quick for bench in ready.each]
-    forecasts = [
-        _forecast(problem, sample, bench, max_seconds * SHARE, deadline)
-        for bench in ready.each
-    ]
+    trials = [attempt(base, way, deadline) for way in quick for base in ready]
+    allowed = max_seconds * SHARE
+    forecasts = tuple(forecast(seen, base, allowed, deadline) for base in ready)
     chosen = {(f.matrix, way) for f in forecasts for way in (f.way, f.form)}
-    slow = [(bench, way) for way in (*FORMS, "differences") for bench in ready.each]
+    later: tuple[Way, ...] = (*FORMS, "differences")
+    slow = [(base, way) for way in later for base in ready]
     slow.sort(key=lambda pair: (pair[0].matrix, pair[1]) not in chosen)
-    trials += [_tried(bench, way, deadline) for bench, way in slow]
-    if problem.loss.terms is None:
+    trials += [attempt(base, way, deadline) for base, way in slow]
+    if given.loss.terms is None:
         trials += [Trial("EF", way, "undefined", NO_TERMS) for way in WAYS]
     trials = [replace(t, is_chosen=(t.matrix, t.way) in chosen) for t in trials]
     trials.sort(key=lambda t: (MATRICES.index(t.matrix), WAYS.index(t.way)))
-    scene = Scene(problem, sample, seen, tuple(forecasts), ready.is_gradient_right)
     return Preflight(
-        model=name_of(problem.model),
-        num_parameters=sum(p.numel() for p in parameters.tensors),
-        dtype=str(parameters.dtype)[6:],
-        device=str(parameters.device),
-        loss=name_of(problem.loss_func),
-        reduction=problem.loss.reduction,
+        model=name_of(given.problem.model),
+        num_parameters=sum(p.numel() for p in given.parameters.tensors),
+        dtype=str(given.parameters.dtype)[6:],
+        device=str(given.parameters.device),
+        loss=name_of(given.problem.loss),
+        reduction=given.loss.reduction,
         sample_size=sample.size,
         num_data=sample.num_data,
         num_batches=sample.num_batches,
-        gradient_seconds=ready.gradient_seconds,
-        gradient_bytes=ready.gradient_bytes,
-        references=tuple(bench.reference for bench in ready.each),
+        gradient_seconds=ready[0].gradient_seconds,
+        gradient_bytes=ready[0].gradient_bytes,
+        references=tuple(base.reference for base in ready),
         trials=tuple(trials),
-        forecasts=tuple(forecasts),
-        cautions=cautions(scene),
+        forecasts=forecasts,
+        cautions=cautions(seen, forecasts, ready[0].is_gradient),
         seconds=time.perf_counter() - (deadline - max_seconds),
     )
-
-
-def _tried(bench: Bench, way: Way, deadline: float) -> Trial:
-    if time.perf_counter() > deadline:
-        return Trial(bench.matrix, way, "skipped", LATE)
-    return attempt(bench, way)
-
-
-def _forecast(
-    problem: Problem, sample: Sample, bench: Bench, allowed: float, deadline: float
-) -> Forecast:
-    build = functools.partial(problem.operator, bench.matrix)
-    chosen = choose(bench.matrix, build, sample)
-    if chosen.way is None:
-        return chosen
-    if time.perf_counter() > deadline:
-        return replace(chosen, reason=LATE)
-    return estimate(chosen, build, sample, bench.v, allowed)
-
-
-SHARE = 1 / 100  # of the time that there is, for a product of the forecast
-LATE = "out of time: raise max_seconds"
-NO_TERMS = "the empirical Fisher needs a loss that offers its unreduced terms"
-
-
-def _look(problem: Problem, sample: Sample) -> tuple[Sample, Observation]:
-    """Look at the model on the sample; on the whole batch where a few data do not do."""
-    X, y = sample.batch
-    seen = observe(problem.call, problem.parameters, problem.loss, X, y)
-    if sample.size == sample.first_size or not (seen.error or seen.not_finite):
-        return sample, seen
-    X, y = sample.first  # its first targets may all be ignored, say
-    again = observe(problem.call, problem.parameters, problem.loss, X, y)
-    is_better = not (again.error or again.not_finite)
-    return (sample.whole(), again) if is_better else (sample, seen)
 
 
 @contextmanager

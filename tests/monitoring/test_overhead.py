@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import curvop.monitoring.training
+import curvop.monitoring.monitor
 from curvop import CurvatureMonitor
-from curvop.monitoring.account import RESERVE, TimeAccount
+from curvop.monitoring.overhead import RESERVE, TimeAccount
 from tests.monitoring.problems import training
 
 
@@ -35,7 +35,7 @@ class TimedData:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(curvop.monitoring.training, "perf_counter", clock)
+    monkeypatch.setattr(curvop.monitoring.monitor, "perf_counter", clock)
     return clock
 
 
@@ -108,7 +108,7 @@ def test_an_interrupted_measurement_is_no_training(clock, monkeypatch):
         clock.now += 100.0
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(curvop.monitoring.training, "measure", interrupted)
+    monkeypatch.setattr(curvop.monitoring.monitor, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         monitor.measure()
     clock.now += 1.0

@@ -6,11 +6,9 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from curvop import DiagonalLinearOperator, HessianLinearOperator
-from curvop.reporting.preconditioner import preconditioner_of
-from curvop.reporting.target import TargetError, target
+from curvop.monitoring import preconditioner_of
 from tests.reporting.targets import plain
 
 OPTIMIZERS = {
@@ -31,15 +29,13 @@ def trained(make, steps=4):
             optimizer.zero_grad()
             loss(model(X), y).backward()
             optimizer.step()
-    about = target(model=model, loss=loss, params=params, data=data, optimizer=optimizer)
-    return about, optimizer
+    return params, optimizer
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_is_divided_by_it(name):
     """A step without momentum moves by the learning rate times gradient over diagonal."""
-    about, optimizer = trained(OPTIMIZERS[name])
-    params = about.tensors
+    params, optimizer = trained(OPTIMIZERS[name])
     before = [p.detach().clone() for p in params]
     optimizer.zero_grad()
     for p, q in zip(params, torch.linspace(1, 2, len(params)), strict=True):
@@ -48,7 +44,7 @@ def test_a_step_is_divided_by_it(name):
         if "betas" in group:
             group["betas"] = (0.0, group["betas"][1])
     optimizer.step()
-    diagonal = preconditioner_of(about).diagonal
+    diagonal = preconditioner_of(params, optimizer=optimizer).diagonal
     moved = torch.cat(
         [(b - p).detach().flatten() for b, p in zip(before, params, strict=True)]
     )
@@ -79,8 +75,7 @@ def unstable(make, curvature):
 )
 def test_threshold_is_where_training_becomes_unstable(make):
     w = torch.ones(1, dtype=torch.float64)
-    about = target(model=nn.Identity(), loss=None, params=[w], data=[], optimizer=make([w]))
-    given = preconditioner_of(about)
+    given = preconditioner_of([w], optimizer=make([w]))
     assert given.is_identity
     assert not unstable(make, 0.99 * given.threshold)
     assert unstable(make, 1.01 * given.threshold)
@@ -88,8 +83,8 @@ def test_threshold_is_where_training_becomes_unstable(make):
 
 def test_threshold_of_averaged_momentum():
     """Adam with its divisor held still is heavy ball of an averaged gradient."""
-    about, optimizer = trained(OPTIMIZERS["Adam"])
-    given = preconditioner_of(about)
+    params, optimizer = trained(OPTIMIZERS["Adam"])
+    given = preconditioner_of(params, optimizer=optimizer)
     assert given.threshold == pytest.approx(3800)
 
     def runs_away(sharpness):
@@ -104,12 +99,10 @@ def test_threshold_of_averaged_momentum():
 
 
 def test_different_rates_have_no_threshold():
-    model, loss, params, data = plain()
+    _, _, params, _ = plain()
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.5}]
     optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=1e-2)
-    given = preconditioner_of(
-        target(model=model, loss=loss, params=params, data=data, optimizer=optimizer)
-    )
+    given = preconditioner_of(params, optimizer=optimizer)
     assert given.threshold is None
     assert len(given.remarks) == 2
 
@@ -132,29 +125,27 @@ def test_given_in_every_form():
         (DiagonalLinearOperator(d), params),
         (d.float(), params),
     ):
-        about = target(model=model, loss=loss, params=over, data=data, preconditioner=given)
-        P = preconditioner_of(about).for_matrix(H)
+        P = preconditioner_of(over, given=given).for_matrix(H)
         torch.testing.assert_close(P @ torch.ones_like(d), d, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"preconditioner": torch.ones(3)}, "Expected 123 positive entries"),
-        ({"preconditioner": torch.zeros(123)}, "the least of which is 0"),
-        ({"preconditioner": "adam"}, "Expected a preconditioner as a tensor"),
-        ({"preconditioner": 3.0}, "Expected a preconditioner as a tensor"),
+        ({"given": torch.ones(3)}, "Expected 123 positive entries"),
+        ({"given": torch.zeros(123)}, "the least of which is 0"),
+        ({"given": "adam"}, "Expected a preconditioner as a tensor"),
+        ({"given": 3.0}, "Expected a preconditioner as a tensor"),
         ({"optimizer": torch.optim.LBFGS}, "not known, only those of Ada"),
         ({"optimizer": torch.optim.Adam}, "no state for some of the parameters"),
         ({"optimizer": "others"}, "does not hold all of the parameters"),
     ],
 )
 def test_what_does_not_fit_is_refused(extra, message):
-    model, loss, params, data = plain()
+    model, _, params, _ = plain()
     if extra.get("optimizer") == "others":
         extra = {"optimizer": torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)}
     elif "optimizer" in extra:
         extra = {"optimizer": extra["optimizer"](params)}
-    about = target(model=model, loss=loss, params=params, data=data, **extra)
-    with pytest.raises(TargetError, match=message):
-        preconditioner_of(about)
+    with pytest.raises(ValueError, match=message):
+        preconditioner_of(params, **extra)

@@ -11,11 +11,11 @@ import torch
 
 from curvop import DiagonalLinearOperator, eigsh, spectral_density, trace
 from curvop.reporting import resources, sections
-from curvop.reporting.account import Clock, Metered, TimeUp, seconds
+from curvop.reporting.computation import find
+from curvop.reporting.deadline import Clock, Metered, TimeUp, in_seconds
 from curvop.reporting.findings import Settings
 from curvop.reporting.resources import forget, is_worth_saving, settled
-from curvop.reporting.run import find
-from curvop.reporting.target import understood
+from curvop.reporting.target import returned
 from tests.reporting import targets
 
 
@@ -28,7 +28,7 @@ from tests.reporting import targets
     ],
 )  # fmt: skip
 def test_durations(text, expected):
-    assert seconds(text) == expected
+    assert in_seconds(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_durations(text, expected):
 )
 def test_no_durations(text):
     with pytest.raises(ValueError, match="Expected a duration such as 90s"):
-        seconds(text)
+        in_seconds(text)
 
 
 def metered(N=50, pause=0.0):
@@ -139,7 +139,7 @@ def test_states_are_written_where_that_is_faster_than_computing():
 def test_little_memory_makes_small_bases(tmp_path, monkeypatch):
     """And the results stay right."""
     monkeypatch.setattr(sections, "PROBES", 2)
-    about = understood(targets.plain(), "plain")
+    about = returned(targets.plain(), "plain")
     whole = find(about, Settings(k=3), tmp_path / "a", time.monotonic(), print).sections
     monkeypatch.setattr(resources, "free_memory", lambda device: 2 * 8 * 123 * 17)
     found = find(about, Settings(k=3), tmp_path / "b", time.monotonic(), print).sections
