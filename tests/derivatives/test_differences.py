@@ -22,8 +22,7 @@ from curvop.derivatives.differences import Differences, InaccurateError
 from curvop.risk.parameters import as_parameters
 from tests.cases.problem import seeded
 from tests.comparing import error
-
-from . import dense
+from tests.curvature import dense
 
 N, C = 12, 3
 X, LABELS = dense.normal(N, 36, seed=1), dense.integers(C, N, seed=2)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from curvop.autograd.composed_losses import ComposedLosses
-
-from .dense import integers, normal
+from tests.curvature.dense import integers, normal
 
 N, C, STEPS, S = 5, 4, 7, 3
 REDUCTIONS = ("none", "mean", "sum")

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from curvop import HessianLinearOperator
-
-from . import dense
-from .loss_cases import (
+from tests.curvature import dense
+from tests.curvature.loss_cases import (
     CASES,
     LABELS,
     POSITIONS,

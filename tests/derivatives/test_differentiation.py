@@ -20,8 +20,7 @@ from curvop import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
-
-from . import dense
+from tests.curvature import dense
 
 N, C = 5, 2
 X, Y = dense.normal(N, 6, seed=1), dense.normal(N, C, seed=2)

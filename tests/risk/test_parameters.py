@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from curvop import HessianLinearOperator, preflight
-
-from . import dense
-from .doors import KRONECKER, LABELS, PARTS, X, agree, build, network, of_all, truth
+from tests.curvature import dense
+from tests.curvature.doors import (
+    KRONECKER,
+    LABELS,
+    PARTS,
+    X,
+    agree,
+    build,
+    network,
+    of_all,
+    truth,
+)
 
 CE = nn.CrossEntropyLoss()
 TERMS = nn.CrossEntropyLoss(reduction="none")

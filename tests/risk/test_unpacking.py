@@ -21,9 +21,8 @@ from curvop import (
     preflight,
     register_predictive,
 )
-
-from . import dense, doors
-from .doors import (
+from tests.curvature import dense, doors
+from tests.curvature.doors import (
     KRONECKER,
     LABELS,
     PARTS,

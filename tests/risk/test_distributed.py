@@ -20,8 +20,7 @@ from curvop import (
     KFACLinearOperator,
     NonDeterministicError,
 )
-
-from . import dense
+from tests.curvature import dense
 
 RANKS = 2
 SECONDS = 60  # until processes that wait for each other are given up

@@ -21,9 +21,8 @@ from curvop import (
     preflight,
 )
 from curvop.risk.gradient import loss_and_gradient
-
-from . import dense
-from .doors import (
+from tests.curvature import dense
+from tests.curvature.doors import (
     JACOBIANS,
     KRONECKER,
     LABELS,

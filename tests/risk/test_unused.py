@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from curvop import GGNLinearOperator, HessianLinearOperator, JacobianLinearOperator
-
-from . import dense
-from .doors import (
+from tests.curvature import dense
+from tests.curvature.doors import (
     JACOBIANS,
     KRONECKER,
     LABELS,

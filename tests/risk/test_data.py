@@ -19,8 +19,7 @@ from curvop import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
-
-from . import dense
+from tests.curvature import dense
 
 N, C = 7, 2
 X, Y = dense.normal(N, 3, seed=1), dense.normal(N, C, seed=2)

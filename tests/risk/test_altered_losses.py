@@ -18,9 +18,17 @@ from curvop import (
     KFACLinearOperator,
     preflight,
 )
-
-from . import dense
-from .doors import KRONECKER, LABELS, PARTS, X, agree, network, of_losses, truth
+from tests.curvature import dense
+from tests.curvature.doors import (
+    KRONECKER,
+    LABELS,
+    PARTS,
+    X,
+    agree,
+    network,
+    of_losses,
+    truth,
+)
 
 DATA = dense.batches(X, LABELS, PARTS)
 OF_TERMS = (EFLinearOperator, EFDiagonalLinearOperator)
