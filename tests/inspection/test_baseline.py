@@ -17,8 +17,8 @@ from curvop.curvature.proof import Truth, is_gradient
 from curvop.inspection import Reference, preflight
 from curvop.inspection.baseline import reference
 from curvop.operators import probe
+from curvop.risk.double_precision import duplicate
 from curvop.risk.parameters import Parameters
-from curvop.risk.replica import duplicate
 from tests.cases import attention, parameterizations, truth
 from tests.cases.curvature import MODELS, Model
 from tests.cases.problem import Problem
@@ -295,7 +295,7 @@ def test_closure_that_cannot_be_copied() -> None:
 
 
 def test_no_copy_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvop.risk.replica._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("curvop.risk.double_precision._free_bytes", lambda device: 1000)
     found = models.looked_at(models.mlp())
     assert {r.dtype for r in found.references} == {"float32"}
     assert all(1e-6 < r.error <= 1e-3 for r in found.references)
