@@ -58,7 +58,7 @@ from curvop.operators import (
     assume_psd,
     assume_symmetric,
 )
-from curvop.plot.surface import Landscape, loss_landscape
+from curvop.plot import Landscape, loss_landscape
 from curvop.reporting import Report, report
 from curvop.risk import register_predictive
 from curvop.solvers import (

@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from curvop.linearized import Dense, Rows
 from curvop.lowrank import GramFactor
 from curvop.lowrank.columns import FactorColumnsLinearOperator, Source
-from curvop.operators.layout import Space
+from curvop.operators import Space
 from tests.comparing import error
 
 from .problems import factor, images, network, operator, truth

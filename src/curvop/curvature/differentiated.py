@@ -21,9 +21,7 @@ from curvop.derivatives import (
     warn_of_change,
     with_kernels_of,
 )
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import not_finite, refuse_not_finite
+from curvop.operators import Blocks, LinearOperator, not_finite, refuse_not_finite
 from curvop.risk import Predictions, Risk
 
 Operator = TypeVar("Operator", bound="DifferentiatedLinearOperator")

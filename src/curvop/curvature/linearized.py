@@ -8,10 +8,12 @@ from typing import Literal, Protocol, final
 from torch import Tensor
 
 from curvop.derivatives import ChunkSize, leading, sized, trailing
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import refuse_not_finite
+from curvop.operators import (
+    Blocks,
+    LinearOperator,
+    TransposedLinearOperator,
+    refuse_not_finite,
+)
 from curvop.risk import Parameters
 
 Form = Literal["rows", "factored", "recorded", "graphs", "scratch"]
@@ -59,8 +61,8 @@ class LinearizedLinearOperator(LinearOperator):
         seconds: float,
     ) -> None:
         super().__init__(
-            origin._domain,
-            origin._codomain,
+            origin.input_space,
+            origin.output_space,
             dtype=origin.dtype,
             device=origin.device,
             symmetric=origin.symmetric,
@@ -100,7 +102,7 @@ class LinearizedLinearOperator(LinearOperator):
         return self._products.compile_seconds
 
     @property
-    def _columns_at_once(self) -> int | None:
+    def columns_at_once(self) -> int | None:
         """A chunk, unless each product costs a collective."""
         if self._products.travels or not self.symmetric:
             return None
@@ -115,7 +117,7 @@ class LinearizedLinearOperator(LinearOperator):
         V = [v.to(p.dtype) for v, p in zip(V, parameters.tensors, strict=True)]
         product = self._products.multiply(V)
         refuse_not_finite(product, V, parameters.names if self.symmetric else None)
-        return trailing(self._shaped(product, self.codomain))
+        return trailing(self._shaped(product, V, self.codomain))
 
     def _rmatmat(self, M: Blocks) -> Blocks:
         parameters = self._parameters
@@ -123,11 +125,14 @@ class LinearizedLinearOperator(LinearOperator):
         U = leading(M)
         product = self._products.multiply_transposed(U)
         refuse_not_finite(product, U, parameters.names)
-        return trailing(self._shaped(product, self.domain))
+        return trailing(self._shaped(product, U, self.domain))
 
-    def _shaped(self, product: Blocks, shapes: Sequence[Sequence[int]]) -> Blocks:
+    def _shaped(
+        self, product: Blocks, V: Blocks, shapes: Sequence[Sequence[int]]
+    ) -> Blocks:
+        K = V[0].shape[0]
         pairs = zip(product, shapes, strict=True)
-        return [b.to(self.dtype).reshape(-1, *shape) for b, shape in pairs]
+        return [b.to(self.dtype).reshape(K, *shape) for b, shape in pairs]
 
     def _transpose(self) -> LinearOperator:
         return self if self.symmetric else TransposedLinearOperator(self, self._rmatmat)

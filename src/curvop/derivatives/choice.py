@@ -1,4 +1,4 @@
-"""The choice between ways to differentiate."""
+"""The choice between ways to differentiate: what to try, and what counts as a refusal."""
 
 from __future__ import annotations
 

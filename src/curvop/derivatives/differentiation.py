@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from curvop.derivatives.columns import Apply, ChunkSize
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Parameters
 
 Outputs = tuple[Tensor, ...]

@@ -25,7 +25,7 @@ from curvop.derivatives.differentiation import (
     Outputs,
     only_tensor,
 )
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Parameters, in_graph
 
 

@@ -33,8 +33,7 @@ from curvop.diagonals.output_columns import columns_at_once
 from curvop.diagonals.per_datum import vectorised
 from curvop.diagonals.pulling import Input, pull_columns
 from curvop.layers import Call
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe
+from curvop.operators import Blocks, probe
 from curvop.risk import nested, refuse_reading
 
 _GRADIENTS = ByGradients("layers", vectorised)

@@ -22,7 +22,7 @@ from curvop.diagonals.output_columns import (
 )
 from curvop.diagonals.per_datum import one_by_one, rows_of_batch, vectorised
 from curvop.diagonals.pulling import pull_columns
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import nested
 
 Rest = Callable[[CurvatureLinearOperator, Sequence[int], Any, OutputColumns], Blocks]

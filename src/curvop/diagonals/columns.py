@@ -10,7 +10,7 @@ from curvop.curvature import CurvatureLinearOperator
 from curvop.derivatives import Aux
 from curvop.diagonals.computation import entries
 from curvop.diagonals.output_columns import columns_at_once
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 class ByColumns:

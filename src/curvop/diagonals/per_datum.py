@@ -14,7 +14,7 @@ from curvop.derivatives import chunks
 from curvop.diagonals.computation import WrongDiagonalError
 from curvop.diagonals.output_columns import OutputColumns, columns_at_once, squares
 from curvop.linearized import leads, rows_by_passes, rows_by_vmap
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import nested
 
 # Rows of several data and columns are held up to so many numbers.

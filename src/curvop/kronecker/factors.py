@@ -17,7 +17,7 @@ from curvop.kronecker.fisher import Fisher
 from curvop.kronecker.layers import TIED, Key, Layers
 from curvop.kronecker.sums import LayerSums, MatrixSums, ScaleSums, TableSums
 from curvop.kronecker.tied import TiedSums, TiedValues
-from curvop.operators.layout import Space
+from curvop.operators import Space
 from curvop.risk import UNUSED
 
 Fallback = Callable[[Sequence[int]], Sequence[Tensor]]  # positions -> exact diagonals

@@ -16,7 +16,7 @@ from curvop.kronecker.calls import LayerCall
 from curvop.kronecker.capture import Capture
 from curvop.kronecker.layers import Layers
 from curvop.kronecker.stream import Stream
-from curvop.operators.probing import probe
+from curvop.operators import probe
 from curvop.risk import (
     Data,
     Loss,

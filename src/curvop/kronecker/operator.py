@@ -30,8 +30,7 @@ from curvop.kronecker.inverse import (
 )
 from curvop.kronecker.spectrum import Eigendecomposition, eigendecomposition
 from curvop.kronecker.storage import read, write
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator
 from curvop.risk import (
     Data,
     Divisor,

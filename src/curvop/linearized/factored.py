@@ -32,7 +32,7 @@ from curvop.linearized.budget import BatchProduct, Budget, Kept, held, merged, s
 from curvop.linearized.layer_rows import LayerRows, rows_of_layers
 from curvop.linearized.row_derivation import as_outputs
 from curvop.linearized.rows import Dense
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Batch, Parameters, nested
 
 if TYPE_CHECKING:

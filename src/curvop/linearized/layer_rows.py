@@ -21,7 +21,7 @@ from torch import Size, Tensor
 
 from curvop.layers import Call, Calls, Linear, MatrixCall
 from curvop.linearized.rows import Dense, Outer, ParameterRows
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 @final

@@ -14,7 +14,7 @@ from curvop.curvature import (
 )
 from curvop.linearized import stacked, summed
 from curvop.linearized.budget import Budget
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 def linearize(

@@ -15,7 +15,7 @@ from curvop.derivatives import Aux, Outputs, TorchFunc, chunks
 from curvop.layers import Calls
 from curvop.linearized.layer_rows import rows_of_layers, usable
 from curvop.linearized.rows import Dense, ParameterRows, Rows
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Parameters, constant, nested
 
 # Rows that are derived at once: each takes the memory of a datum's activations.

@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Size, Tensor
 
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 # Numbers that intermediate results may have.
 AT_ONCE = 2**24

@@ -31,7 +31,7 @@ from curvop.derivatives import (
     hessian_map,
 )
 from curvop.linearized.rewriting import alike, rewrite
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import TURN, Parameters
 
 Call = Callable[..., list[Tensor]]

@@ -11,9 +11,12 @@ from torch import Size, Tensor
 
 from curvop.derivatives import leading, trailing
 from curvop.linearized import Rows
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import (
+    Blocks,
+    LinearOperator,
+    Space,
+    TransposedLinearOperator,
+)
 
 
 class Source(NamedTuple):

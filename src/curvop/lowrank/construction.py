@@ -15,8 +15,7 @@ from curvop.curvature import refuse_if_changed, versions
 from curvop.linearized import Derive, Rows, RowsOfBatch, joined, ways
 from curvop.lowrank.columns import FactorColumnsLinearOperator, Source
 from curvop.lowrank.factor import GramFactor
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe, tolerance
+from curvop.operators import Blocks, probe, tolerance
 from curvop.risk import constant, refuse_reading
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def factor(
         b.to(op.dtype)
         for b in probe([p.detach()[None] for p in op.risk.parameters.tensors])
     ]
-    with op.risk.surroundings():
+    with op.risk.context():
         data = list(op.risk.data.batches("factor"))
         products = [op.sum_over([batch], v)[0] for batch in data]
         refuse_reading(op.risk, *data[0])
@@ -59,7 +58,9 @@ def factor(
             if op.risk.data.batch_size(X, y)
         ]
         sources = _sources(op, pairs, v, memory_budget)
-    V = FactorColumnsLinearOperator(sources, op._codomain, dtype=op.dtype, device=op.device)
+    V = FactorColumnsLinearOperator(
+        sources, op.output_space, dtype=op.dtype, device=op.device
+    )
     return GramFactor(V, gram_dtype or torch.promote_types(op.dtype, torch.float32))
 
 
@@ -85,7 +86,7 @@ def _sources(
 
     def anew(batch: RowsOfBatch, derive: Derive, data: range) -> Rows:
         refuse_if_changed(op.risk.parameters.watched, before)
-        with op.risk.surroundings():
+        with op.risk.context():
             return derive(batch, data)
 
     make = _kept if step >= most else partial(partial, anew)
