@@ -28,7 +28,14 @@ from curvop.derivatives import (
     gather,
 )
 from curvop.layers import Calls
-from curvop.linearized.budget import BatchProduct, Budget, Kept, held, merged, storages
+from curvop.linearized.budget import (
+    BatchProduct,
+    Budget,
+    Kept,
+    merged,
+    new_storages,
+    storages_in_use,
+)
 from curvop.linearized.layer_rows import LayerRows, rows_of_layers
 from curvop.linearized.row_derivation import as_outputs
 from curvop.linearized.rows import Dense
@@ -165,7 +172,7 @@ def _taken(
 
 def rows(
     op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
-) -> Kept:
+) -> Kept[BatchProduct]:
     """Keep the rows of the Jacobian, where multiplying them is cheaper than a pass.
 
     Raises:
@@ -227,17 +234,17 @@ def _dense(
 
 def factored(
     op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
-) -> Kept:
+) -> Kept[BatchProduct]:
     """Keep the rows as the layers give them, where they take fewer multiplications.
 
     Raises:
         NotFactorableError: If they do not, or take too much memory.
     """
     pieces: list[BatchProduct] = []
-    seen, total = held(op.risk, batches), 0
+    seen, total = storages_in_use(op.risk, batches), 0
     for X, y in merged(op.risk, batches, budget.batch_size):
         J, B = _of_layers(op, X, y, v)
-        new = storages([*J.tensors, B], besides=seen)
+        new = new_storages([*J.tensors, B], besides=seen)
         seen |= new.keys()
         total += sum(new.values())
         if not budget.allows(total):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -20,9 +21,15 @@ from curvop.derivatives import (
     apply_each,
     only_tensor,
 )
-from curvop.linearized.budget import BatchProduct, Budget, Kept, held, noted
+from curvop.linearized.budget import (
+    BatchProduct,
+    Budget,
+    Kept,
+    saved_by_autograd,
+    storages_in_use,
+)
 from curvop.operators import Blocks
-from curvop.risk import Batch, Parameters, in_graph
+from curvop.risk import Batch, Parameters, Predictions, Risk, in_graph
 
 if TYPE_CHECKING:
     from curvop.curvature import CurvatureLinearOperator
@@ -90,46 +97,56 @@ def _both_ways(
     return outputs, u, Jt_u, params, on_the_way
 
 
-def graphs(
-    op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
-) -> Kept:
-    """Double backward with autograd's graphs kept, as far as the budget allows."""
-    pieces: list[BatchProduct] = []
-    total = 0
-    besides = held(op.risk, batches)
+def kept_graphs(
+    risk: Risk | Predictions,
+    batches: Sequence[Batch],
+    budget: Budget,
+    run: Callable[[KeptGraph, Any, Any], object],
+) -> Kept[KeptGraph | None]:
+    """The graph of each batch, built by a product; ``None`` where it may not be kept."""
+    found: list[KeptGraph | None] = []
+    besides, total = storages_in_use(risk, batches), 0
     for X, y in batches:
         saved: dict[int, int] = {}
-        piece = _graph_piece(op, X, y, KeptGraph())
-        with noted(saved, besides=besides):
-            piece(v)
-        if not budget.allows(total + sum(saved.values())):
-            piece = _scratch_piece(op, X, y)
-        else:
-            total += sum(saved.values())
-        pieces.append(piece)
-    return Kept(pieces, total)
+        graph = KeptGraph()
+        with saved_by_autograd(saved, besides=besides):
+            run(graph, X, y)
+        fits = budget.allows(total + sum(saved.values()))
+        total += sum(saved.values()) if fits else 0
+        found.append(graph if fits else None)
+    return Kept(found, total)
 
 
-def _graph_piece(
-    op: CurvatureLinearOperator, X: Any, y: Any, kept: KeptGraph
-) -> BatchProduct:
-    def piece(V: Blocks) -> Blocks:
+def graphs(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
+) -> Kept[BatchProduct]:
+    """Double backward with autograd's graphs kept, as far as the budget allows."""
+
+    def multiply(graph: KeptGraph, X: Any, y: Any, V: Blocks) -> Blocks:
         with op.risk.context():
-            return kept.product(lambda: op.product_by(kept, X, y, V))
+            return graph.product(lambda: op.product_by(graph, X, y, V))
 
-    return piece
-
-
-def _scratch_piece(op: CurvatureLinearOperator, X: Any, y: Any) -> BatchProduct:
-    def piece(V: Blocks) -> Blocks:
-        with op.risk.context():
-            return op.batch_product(X, y, V)[1][0]
-
-    return piece
+    kept = kept_graphs(
+        op.risk, batches, budget, lambda graph, X, y: multiply(graph, X, y, v)
+    )
+    pairs = zip(kept.batches, batches, strict=True)
+    products = [
+        _from_scratch(op, X, y) if graph is None else partial(multiply, graph, X, y)
+        for graph, (X, y) in pairs
+    ]
+    return Kept(products, kept.nbytes)
 
 
 def scratch(
     op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
-) -> Kept:
+) -> Kept[BatchProduct]:
     """The operator's own products, with nothing kept."""
-    return Kept([_scratch_piece(op, X, y) for X, y in batches], 0)
+    return Kept([_from_scratch(op, X, y) for X, y in batches], 0)
+
+
+def _from_scratch(op: CurvatureLinearOperator, X: Any, y: Any) -> BatchProduct:
+    def product(V: Blocks) -> Blocks:
+        with op.risk.context():
+            return op.batch_product(X, y, V)[1][0]
+
+    return product
