@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Size, nn
 
+from curvop.layers import Calls
 from curvop.linearized import rows
-from curvop.linearized.rows import Dense, Outer, gram
+from curvop.linearized.layer_rows import rows_of_layers
+from curvop.linearized.row_derivation import rows_by_vmap
+from curvop.linearized.rows import Dense, Outer, Rows, gram
+from curvop.risk import Parameters
 from tests.comparing import error, random
 from tests.curvature import dense
 from tests.lowrank.problems import network, operator
@@ -92,3 +96,33 @@ def test_layers_are_kept_as_outer_products_where_that_pays() -> None:
     ((_, kept),) = A.V._pieces()
     assert [type(part) for part in kept.parts] == [Outer, Dense, Outer, Dense]
     assert kept.nbytes < A.V.shape[0] * A.V.shape[1] * 8 / 5
+
+
+def test_rows_of_layers_are_those_of_their_parameters() -> None:
+    model = network(
+        nn.Conv1d(4, 4, 3, groups=2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(12, 3)
+    )
+    X, params = dense.normal(5, 4, 5), list(model.parameters())
+    with Calls(params, every=True) as noted:
+        prediction = model(X)
+    S = [random(2, *prediction.shape, seed=1)]
+    layers = rows_of_layers(noted.calls, [prediction], S, 5)
+    parts = layers.by_parameter()
+    both = layers, Rows(tuple(parts[i] for i in range(len(params))), 5, 2)
+    V, U = [random(4, *p.shape, seed=2) for p in params], random(5, 2, 4, seed=3)
+    shapes = [p.shape for p in params]
+    one, other = (each.jvp(V) for each in both)
+    assert error(one, other) <= 1e-13
+    for a, b in zip(*(each.vjp(U, shapes) for each in both), strict=True):
+        assert error(a, b) <= 1e-13
+
+
+def test_inputs_of_all_data_are_told_from_those_of_each() -> None:
+    """A table that belongs to no datum, as long as the parts that the data are cut into."""
+    w, table = random(3, seed=0), random(1, 3, seed=1)
+    at = Parameters((w,), None, lambda p, X: X[0] @ (X[1] * p[0]).T, functional=True)
+    X, S = random(2, 3, seed=2), random(4, 2, 1, seed=3)
+    found = list(rows_by_vmap(at, (X, table), S, [0], 1))
+    assert [len(J) for (J,) in found] == [1, 1]
+    expected = torch.einsum("rnc,nk,ck->nrk", S, X, table)
+    assert error(torch.cat([J for (J,) in found]), expected) <= 1e-13

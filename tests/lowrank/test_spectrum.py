@@ -23,7 +23,7 @@ def given_columns(V: Tensor, gram_dtype: torch.dtype | None = None) -> GramFacto
     """The factor with these columns ``[P, R]``."""
     rows = Rows((Dense(V.T[:, None].contiguous()),), V.shape[1], 1)
     columns = FactorColumnsLinearOperator(
-        [Source(V.shape[1], lambda: rows)],
+        [Source.kept(rows)],
         Space((Size((len(V),)),)),
         dtype=V.dtype,
         device=V.device,

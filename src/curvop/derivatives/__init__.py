@@ -14,12 +14,12 @@ from curvop.derivatives.choice import (
 from curvop.derivatives.columns import (
     ChunkSize,
     apply_each,
-    at,
     check_chunk_size,
     chunks,
     gather,
     leading,
     sized,
+    some_columns,
     trailing,
 )
 from curvop.derivatives.composed import vectorised, with_kernels_of
@@ -59,7 +59,6 @@ __all__ = [
     "Way",
     "WrongDerivativeError",
     "apply_each",
-    "at",
     "candidates",
     "check_chunk_size",
     "chunks",
@@ -71,6 +70,7 @@ __all__ = [
     "leading",
     "only_tensor",
     "sized",
+    "some_columns",
     "trailing",
     "vectorised",
     "warn_of_change",

@@ -61,7 +61,7 @@ def check_chunk_size(size: object) -> None:
         )
 
 
-def at(V: Sequence[Tensor], columns: slice) -> Blocks:
+def some_columns(V: Sequence[Tensor], columns: slice) -> Blocks:
     """Some of the columns."""
     return [v[columns] for v in V]
 

@@ -23,9 +23,9 @@ from curvop.derivatives import (
     Outputs,
     RiskDifferentiation,
     TorchFunc,
-    at,
     chunks,
     gather,
+    some_columns,
 )
 from curvop.layers import Calls
 from curvop.linearized.budget import (
@@ -256,7 +256,7 @@ def factored(
 def _in_chunks(product: BatchProduct, chunk: ChunkSize) -> BatchProduct:
     def piece(V: Blocks) -> Blocks:
         K = V[0].shape[0]
-        return gather((product(at(V, c)) for c in chunks(K, chunk)), K)
+        return gather((product(some_columns(V, c)) for c in chunks(K, chunk)), K)
 
     return piece
 

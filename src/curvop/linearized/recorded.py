@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from curvop.linearized.budget import (
     storages_in_use,
 )
 from curvop.linearized.replay import Replay
-from curvop.linearized.tracing import Recordable, Recording, bind, record
+from curvop.linearized.tracing import Recordable, Recording, record
 from curvop.operators import Blocks, probe
 from curvop.risk import Batch, Predictions, Risk, nested
 
@@ -44,7 +45,7 @@ def recorded(
         params: Sequence[Tensor], X: Any, y: Any, vectors: list[Blocks]
     ) -> list[Blocks]:
         V = [v[None] for v in vectors[0]]
-        at = bind(op.risk.parameters, params)
+        at = replace(op.risk.parameters, tensors=tuple(params))
         return [[b[0] for b in op.product_by(Recordable(), X, y, V, at)]]
 
     kept = replays(op.risk, batches, budget, lambda _: [vector(op.risk)], product)

@@ -7,7 +7,6 @@ for each product, and it is linear.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -126,11 +125,6 @@ class _RecordableLdexp(TorchFunctionMode):
             x, n = args
             return x * 2.0**n
         return func(*args, **(kwargs or {}))
-
-
-def bind(parameters: Parameters, tensors: Sequence[Tensor]) -> Parameters:
-    """The same parameters with other values."""
-    return dataclasses.replace(parameters, tensors=tuple(tensors))
 
 
 def simplify(graph: fx.GraphModule) -> None:

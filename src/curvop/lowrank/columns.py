@@ -25,6 +25,11 @@ class Source(NamedTuple):
     num_columns: int
     rows: Callable[[], Rows]
 
+    @staticmethod
+    def kept(rows: Rows) -> Source:
+        """In memory."""
+        return Source(rows.N * rows.R, lambda: rows)
+
 
 @final
 class FactorColumnsLinearOperator(LinearOperator):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -84,28 +83,21 @@ def _sources(
     step = most if budget is None else _data_at_once([b for b, _ in pairs], budget)
     before = versions(op.risk.parameters.watched)
 
-    def anew(batch: RowsOfBatch, derive: Derive, data: range) -> Rows:
-        refuse_if_changed(op.risk.parameters.watched, before)
-        with op.risk.context():
-            return derive(batch, data)
+    def source(batch: RowsOfBatch, derive: Derive, data: range) -> Source:
+        def anew() -> Rows:
+            refuse_if_changed(op.risk.parameters.watched, before)
+            with op.risk.context():
+                return derive(batch, data)
 
-    make = _kept if step >= most else partial(partial, anew)
+        if step >= most:
+            return Source.kept(derive(batch, data))
+        return Source(len(data) * batch.R, anew)
+
     bar = tqdm(pairs, "columns", disable=not op.risk.data.progressbar)
-    sources = [s for batch, right in bar for s in _verified(batch, v, right, step, make)]
+    sources = [s for batch, right in bar for s in _verified(batch, v, right, step, source)]
     if step < most:
         return sources
-    return [
-        Source(rows.N * rows.R, partial(_identity, rows))
-        for rows in joined([source.rows() for source in sources])
-    ]
-
-
-def _kept(batch: RowsOfBatch, derive: Derive, data: range) -> Callable[[], Rows]:
-    return partial(_identity, derive(batch, data))
-
-
-def _identity(rows: Rows) -> Rows:
-    return rows
+    return [Source.kept(rows) for rows in joined([s.rows() for s in sources])]
 
 
 def _verified(
@@ -113,7 +105,7 @@ def _verified(
     v: Blocks,
     right: Blocks,
     step: int,
-    make: Callable[[RowsOfBatch, Derive, range], Callable[[], Rows]],
+    source: Callable[[RowsOfBatch, Derive, range], Source],
 ) -> list[Source]:
     """The columns of one batch in the first way whose product with ``v`` is right.
 
@@ -124,12 +116,12 @@ def _verified(
     *cheaper, last = ways(batch.at)
     for derive in cheaper:
         try:
-            sources = [Source(len(c) * batch.R, make(batch, derive, c)) for c in chunks]
+            sources = [source(batch, derive, data) for data in chunks]
             if _error(sources, v, right) <= tolerance(right[0].dtype):
                 return sources
         except Exception:
             continue  # a matter of speed only
-    sources = [Source(len(c) * batch.R, make(batch, last, c)) for c in chunks]
+    sources = [source(batch, last, data) for data in chunks]
     error = _error(sources, v, right)
     if not error <= tolerance(right[0].dtype):
         raise ValueError(
