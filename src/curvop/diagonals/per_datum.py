@@ -13,13 +13,13 @@ from torch.func import vjp, vmap
 from curvop.autograd import pullback
 from curvop.curvature import CurvatureLinearOperator
 from curvop.derivatives import chunks
-from curvop.diagonals.computation import WrongDiagonalError, leads
 from curvop.diagonals.output_columns import (
     OutputColumns,
     as_outputs,
     columns_at_once,
     squares,
 )
+from curvop.diagonals.ways import WrongDiagonalError, leads
 from curvop.operators.layout import Blocks
 from curvop.risk import constant, nested
 
