@@ -120,8 +120,7 @@ def _pays(noted: Calls, N: int) -> dict[int, tuple[int, MatrixCall]]:
     for e, call in enumerate(noted.calls):
         if not isinstance(call, MatrixCall) or call.num_positions(N) >= call.input_size:
             continue
-        # the positions of a transposed convolution are not those of its bias
-        for i in (call.weight, None if call.transposed else call.bias):
+        for i in (call.weight, None if call.bias_apart else call.bias):
             if i is not None and i in sums and sums[i].edges == [e]:
                 found[i] = (e, call)
     return found

@@ -23,7 +23,7 @@ from curvop.layers.convolution import Convolution, TransposedConvolution
 from curvop.layers.embedding import Embedding
 from curvop.layers.linear import Linear
 from curvop.layers.norms import Norm
-from curvop.layers.recurrent import LOOPS, is_packed
+from curvop.layers.recurrent import LOOPS
 from curvop.operators.layout import Blocks
 
 OnGradient = Callable[[int, Tensor], None]  # position of a call, gradient of its output
@@ -59,6 +59,9 @@ class _LayerMode(TorchFunctionMode, ABC):
         self._opened = OPENED if every else {}
         self._position = {id(p): i for i, p in enumerate(params)}
 
+    def _has_parameters(self, *args: Any) -> bool:
+        return any(id(t) in self._position for t in tree_leaves(args))
+
     @abstractmethod
     def _call(self, call: Call, named: dict[str, Any]) -> Tensor:
         """What to do instead of a call with these arguments."""
@@ -71,10 +74,9 @@ class _LayerMode(TorchFunctionMode, ABC):
     ) -> Any:
         """Call as usual, or as the subclass says."""
         kwargs = kwargs or {}
-        if func in self._opened and not is_packed(func, args):
-            if any(id(t) in self._position for t in tree_leaves((args, kwargs))):
-                with self:
-                    return self._opened[func](*args, **kwargs)
+        if func in self._opened and self._has_parameters(args, kwargs):
+            with self:
+                return self._opened[func](*args, **kwargs)
         if func not in self._table:
             return func(*args, **kwargs)
         kind, names = self._table[func]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ _STATISTICS = "input running_mean running_var weight bias"
 class Norm(Call):
     """``z`` is the normalised input ``x̂``, a constant; without a scale, the input."""
 
-    functions = {
+    functions: ClassVar[dict[Any, str]] = {
         F.layer_norm: "input normalized_shape weight bias eps",
         F.rms_norm: "input normalized_shape weight eps",
         F.group_norm: "input num_groups weight bias eps",

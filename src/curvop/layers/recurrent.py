@@ -96,19 +96,24 @@ def _cell(
     return new[0] if len(new) == 1 else new
 
 
+def _or_packed(function: Any, gates: Gates) -> Callable[..., tuple[Tensor, ...]]:
+    """The loop; packed sequences, whose data are of unequal length, go as before."""
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        is_packed = isinstance(args[3], list | tuple)
+        out: tuple[Tensor, ...] = function(*args) if is_packed else _recurrent(gates, *args)
+        return out
+
+    return call
+
+
 _GATES: dict[str, Gates] = {
     "rnn_tanh": partial(_elman, torch.tanh),
     "rnn_relu": partial(_elman, torch.relu),
     "gru": _gru,
     "lstm": _lstm,
 }
-# packed sequences, whose data are of unequal length, take one more tensor, and no loop
 LOOPS: dict[Any, Callable[..., Any]] = {
-    **{getattr(torch, name): partial(_recurrent, g) for name, g in _GATES.items()},
+    **{(f := getattr(torch, name)): _or_packed(f, g) for name, g in _GATES.items()},
     **{getattr(torch, f"{name}_cell"): partial(_cell, g) for name, g in _GATES.items()},
 }
-
-
-def is_packed(function: Any, args: Sequence[Any]) -> bool:
-    """Whether a recurrent function was called with data of unequal length."""
-    return function in LOOPS and len(args) > 3 and isinstance(args[3], list | tuple)

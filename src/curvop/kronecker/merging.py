@@ -18,7 +18,7 @@ ROWS = 128
 
 
 @final
-class Stream:
+class MergedBatches:
     """The batches of a data set, from the second on in groups.
 
     The first shows what a datum takes. Of the first group it is verified that the model
