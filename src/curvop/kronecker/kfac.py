@@ -115,7 +115,8 @@ class MatrixSums(LayerSums[MatrixCall]):
             call.check_version()
         if self._reduce:
             T = sum(call.num_positions(N) for call in calls)
-            self._add_inputs(sum(call.input_sums(N).mT for call in calls) / T)
+            first, *others = (call.input_sums(N).mT for call in calls)
+            self._add_inputs(sum(others, first) / T)
             return
         for call in calls:
             if isinstance(call, Convolution) and repeats(call, N):

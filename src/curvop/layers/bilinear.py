@@ -50,7 +50,8 @@ class Bilinear(MatrixCall):
         if V is None:
             assert c is not None
             return c.expand(self.shape)
-        return F.bilinear(*self.tensors, V, c)
+        out: Tensor = self.function(*self.tensors, V, c)
+        return out
 
     def inputs(self, N: int, data: slice = slice(None)) -> Tensor:
         """``x ⊗ y``, ``[1, n, T, d]``."""

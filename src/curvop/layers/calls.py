@@ -23,7 +23,7 @@ from curvop.layers.convolution import Convolution, TransposedConvolution
 from curvop.layers.embedding import Embedding
 from curvop.layers.linear import Linear
 from curvop.layers.norms import Norm
-from curvop.layers.recurrent import LOOPS
+from curvop.layers.recurrent import LOOPS, is_packed
 from curvop.operators.layout import Blocks
 
 OnGradient = Callable[[int, Tensor], None]  # position of a call, gradient of its output
@@ -59,8 +59,11 @@ class _LayerMode(TorchFunctionMode, ABC):
         self._opened = OPENED if every else {}
         self._position = {id(p): i for i, p in enumerate(params)}
 
-    def _has_parameters(self, *args: Any) -> bool:
-        return any(id(t) in self._position for t in tree_leaves(args))
+    def _opens(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether to look inside of a function: where it is handed parameters."""
+        if func not in self._opened or is_packed(func, args):
+            return False
+        return any(id(t) in self._position for t in tree_leaves((args, kwargs)))
 
     @abstractmethod
     def _call(self, call: Call, named: dict[str, Any]) -> Tensor:
@@ -74,7 +77,7 @@ class _LayerMode(TorchFunctionMode, ABC):
     ) -> Any:
         """Call as usual, or as the subclass says."""
         kwargs = kwargs or {}
-        if func in self._opened and self._has_parameters(args, kwargs):
+        if self._opens(func, args, kwargs):
             with self:
                 return self._opened[func](*args, **kwargs)
         if func not in self._table:

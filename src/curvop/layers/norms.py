@@ -37,8 +37,8 @@ class Norm(Call):
         plain = {**named, "input": x, "weight": None}
         if "bias" in named:
             plain["bias"] = None
-        of_batch = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}
-        if named.get(of_batch.get(function), function is F.instance_norm):
+        of_input = function is F.instance_norm and named.get("use_input_stats", True)
+        if of_input or named.get("training"):
             plain |= {k: None for k in ("running_mean", "running_var") if k in named}
         with torch.no_grad():
             normalised: Tensor = function(**plain)

@@ -96,17 +96,6 @@ def _cell(
     return new[0] if len(new) == 1 else new
 
 
-def _or_packed(function: Any, gates: Gates) -> Callable[..., tuple[Tensor, ...]]:
-    """The loop; packed sequences, whose data are of unequal length, go as before."""
-
-    def call(*args: Any) -> tuple[Tensor, ...]:
-        is_packed = isinstance(args[3], list | tuple)
-        out: tuple[Tensor, ...] = function(*args) if is_packed else _recurrent(gates, *args)
-        return out
-
-    return call
-
-
 _GATES: dict[str, Gates] = {
     "rnn_tanh": partial(_elman, torch.tanh),
     "rnn_relu": partial(_elman, torch.relu),
@@ -114,6 +103,11 @@ _GATES: dict[str, Gates] = {
     "lstm": _lstm,
 }
 LOOPS: dict[Any, Callable[..., Any]] = {
-    **{(f := getattr(torch, name)): _or_packed(f, g) for name, g in _GATES.items()},
+    **{getattr(torch, name): partial(_recurrent, g) for name, g in _GATES.items()},
     **{getattr(torch, f"{name}_cell"): partial(_cell, g) for name, g in _GATES.items()},
 }
+
+
+def is_packed(function: Any, args: Sequence[Any]) -> bool:
+    """Whether data are of unequal length, for which there is no loop here."""
+    return function in LOOPS and len(args) > 3 and isinstance(args[3], list | tuple)
