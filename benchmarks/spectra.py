@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from writing import machine, write
 
 import curvop
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator
 from curvop.spectra import eigsh
 
 Row = dict[str, Any]
@@ -86,7 +85,7 @@ class Timed(LinearOperator):
 
     def __init__(self, A: LinearOperator) -> None:
         super().__init__(
-            A._domain, A._domain, dtype=A.dtype, device=A.device, symmetric=True
+            A.input_space, A.input_space, dtype=A.dtype, device=A.device, symmetric=True
         )
         self._A = A
         self.tally = {"products": 0, "seconds": 0.0}

@@ -9,7 +9,7 @@ import torch
 
 from curvop import Estimate
 from curvop.estimate import DiagonalEstimate
-from curvop.operators.layout import Space
+from curvop.operators import Space
 
 DIAGONAL = DiagonalEstimate(
     torch.arange(5.0),

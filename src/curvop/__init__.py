@@ -8,6 +8,7 @@ from curvop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    LinearizedLinearOperator,
     NonDeterministicError,
     Proof,
     TransposedJacobianLinearOperator,
@@ -40,7 +41,6 @@ from curvop.kronecker import (
     KFACLinearOperator,
     KroneckerInverseLinearOperator,
 )
-from curvop.linearized import LinearizedLinearOperator
 from curvop.lowrank import (
     FactorColumnsLinearOperator,
     GramInverseLinearOperator,
@@ -58,7 +58,7 @@ from curvop.operators import (
     assume_psd,
     assume_symmetric,
 )
-from curvop.plot.surface import Landscape, loss_landscape
+from curvop.plot import Landscape, loss_landscape
 from curvop.reporting import Report, report
 from curvop.risk import register_predictive
 from curvop.solvers import (

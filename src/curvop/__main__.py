@@ -2,7 +2,7 @@
 
 import sys
 
-from curvop.reporting.command import main
+from curvop.reporting import main
 
 if __name__ == "__main__":
     sys.exit(main())

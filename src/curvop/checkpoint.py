@@ -36,7 +36,7 @@ class Checkpoint:
 
     Args:
         path: The file, or ``None``.
-        A: The matrix; multiplied once if there is a path.
+        A: The matrix, which a path needs: it is multiplied once.
         problem: Everything else that the result depends on: the name of the algorithm,
             its settings, right-hand sides, the state of the generator.
 
@@ -52,8 +52,8 @@ class Checkpoint:
     def __init__(
         self,
         path: str | os.PathLike[str] | None,
-        A: LinearOperator,
-        problem: Mapping[str, Any],
+        A: LinearOperator | None = None,
+        problem: Mapping[str, Any] | None = None,
     ) -> None:
         self._path = None if path is None else Path(path)
         if self._path is None:
@@ -64,7 +64,7 @@ class Checkpoint:
                 f"Expected a checkpoint in a directory that exists, got {self._path}. "
                 "Make its directory first."
             )
-        self._problem = {name: checksum(value) for name, value in problem.items()}
+        self._problem = {name: checksum(value) for name, value in (problem or {}).items()}
         N = A.shape[1]
         v = torch.randn(N, generator=Generator().manual_seed(N), dtype=torch.float64)
         self._product = (A @ v.to(A.device, A.dtype)).detach().cpu()

@@ -8,7 +8,7 @@ from typing import Generic
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from curvop.operators.layout import Space
+from curvop.operators import Space
 
 Value = TypeVar("Value", float, Tensor, default=float)
 

@@ -15,7 +15,7 @@ from curvop import (
     LinearOperator,
 )
 from curvop.linearized import factored, rows
-from curvop.operators.algebra import TransposedLinearOperator
+from curvop.operators import TransposedLinearOperator
 from tests.cases.case import Case
 from tests.cases.curvature import MODELS, RISK, Model, dense, operator
 
@@ -141,8 +141,6 @@ def _case(model: Model, matrix: str, route: str, **options: Any) -> Case:
             return linearized_as(A, route)
 
     kind: type[LinearOperator] = LinearizedLinearOperator
-    if "jacobian" in matrix:
-        kind = LinearizedLinearOperator
     if matrix == "transposed_jacobian":
         kind = TransposedLinearOperator
     has_blocks = matrix in THOROUGH.get(model.name, ()) and route in ROUTES

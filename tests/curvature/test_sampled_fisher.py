@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curvop import GGNLinearOperator, register_predictive
-from curvop.curvature import output_factor
+from curvop.curvature.output_factor import output_factor
 from curvop.risk import predictive
 from curvop.risk.losses import as_loss
 from curvop.risk.random_numbers import fingerprints, uniform
@@ -38,7 +38,7 @@ def test_mean_over_seeds_is_the_ggn(case: LossCase) -> None:
     Z = 1.0 if loss.reduction == "sum" else float(loss.divisor(f, case.y))
     drawn = []
     for seed in range(10):
-        S = output_factor.output_factor(
+        S = output_factor(
             loss, f, case.y, num_data=N, kind="mc", mc_samples=100, seed=seed, X=X
         )
         s = 10 * S.columns(slice(None)).reshape(100, N, -1)
@@ -100,7 +100,7 @@ def test_dense_by_the_formula() -> None:
     A = GGNLinearOperator(model, loss, params, data, mc_samples=4).to_dense()
     X, y = (torch.cat(parts) for parts in zip(*data, strict=True))
     f = model(X).detach()
-    S = output_factor.output_factor(
+    S = output_factor(
         as_loss(loss), f, y, num_data=8, kind="mc", mc_samples=4, X=X
     ).columns(slice(None))
     J = dense.jacobian(model, params, X).reshape(8, 3, -1)
@@ -224,7 +224,7 @@ def test_samples_of_cross_entropy_have_the_right_frequencies() -> None:
     f = torch.tensor([[0.0, 1.0, -2.0]]).double().expand(50_000, 3)
     X = torch.arange(50_000).reshape(-1, 1)
     loss = as_loss(F.cross_entropy)
-    S = output_factor.output_factor(
+    S = output_factor(
         loss, f, torch.zeros(50_000, dtype=torch.long), num_data=50_000, kind="mc", X=X
     ).columns(slice(None))[0]
     p = f[0].softmax(0)

@@ -21,7 +21,13 @@ from tests.direct.chains import chain, dense, mlp, residual
 def inverse(p: Problem, damping: float, growth: float) -> ChainInverseLinearOperator:
     A = chain(p)
     return ChainInverseLinearOperator(
-        A._problem, A._domain, damping, refine=1, rtol=None, dtype=A.dtype, growth=growth
+        A._problem,
+        A.input_space,
+        damping,
+        refine=1,
+        rtol=None,
+        dtype=A.dtype,
+        growth=growth,
     )
 
 

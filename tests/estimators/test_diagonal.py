@@ -56,7 +56,7 @@ def test_xdiag_is_its_definition(symmetric):
 def test_does_not_depend_on_rows_at_once(monkeypatch):
     A = operator("decaying")
     whole = diagonal(A, num_matvecs=30, generator=seeded(0))
-    monkeypatch.setattr("curvop.estimators.xdiag.CHUNK", 2**10)
+    monkeypatch.setattr("curvop.estimators.exchangeable.CHUNK", 2**10)
     cut = diagonal(A, num_matvecs=30, generator=seeded(0))
     assert error(cut.value, whole.value) < 1e-13
     assert error(cut.standard_error, whole.standard_error) < 1e-10

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import curvop
 from curvop.derivatives.differentiation import WrongDerivativeError
 from curvop.inspection import Preflight, preflight
-from curvop.inspection.bench import probes
+from curvop.inspection.baseline import probes
 from curvop.risk.parameters import as_parameters
 from tests.cases import attention, awkward, parameterizations, structures, truth
 from tests.cases.problem import Problem, classes, normal, seeded

@@ -194,7 +194,7 @@ def test_others_get_the_exact_diagonal_with_a_warning(fisher: Any, kind: Any) ->
         "empirical": lambda: EFLinearOperator(*args),
     }[fisher]().to_dense()
     for name in ("shift", "place.weight"):
-        right = GGNLinearOperator(*args)._domain.index(name)
+        right = GGNLinearOperator(*args).input_space.index(name)
         assert error(block(K, name), exact[right, right].diagonal().diag()) <= TOLERANCE
     assert factored(K) == {"first.weight", "first.bias", "last.weight", "last.bias"}
 

@@ -12,7 +12,7 @@ from curvop.lowrank import GramFactor
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.parts import Stored
 from curvop.lowrank.piece import Piece, Source
-from curvop.operators.layout import Space
+from curvop.operators import Space
 from tests.comparing import error
 
 from .problems import factor, images, network, operator, truth

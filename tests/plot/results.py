@@ -7,8 +7,8 @@ import math
 import torch
 
 from curvop import Density, Eigenpairs, Estimate, Landscape, Solution
-from curvop.monitoring.record import CurvatureRecord
-from curvop.spectra.grids import Scale, broadened, even
+from curvop.monitoring import CurvatureRecord
+from curvop.spectra import GridScale, broadened, even_grid
 
 
 def pairs(values=(-2.5, -0.4, 1.5, 3.0, 7.0), residuals=(0.3, 0.1, 0.05, 0.6, 0.2)):
@@ -25,8 +25,8 @@ def density(kind="linear"):
     weights = torch.ones(4, 42, dtype=torch.float64)
     weights[:, -2:] = torch.tensor([[0.1, 0.2], [0.3, 0.1], [0.2, 0.15], [0.25, 0.1]])
     weights = weights / weights.sum(1, keepdim=True)
-    scale = Scale(kind, 1e-3)
-    grid, sigma = even(nodes, scale, 400, 0.02)
+    scale = GridScale(kind, 1e-3)
+    grid, sigma = even_grid(nodes, scale, 400, 0.02)
     samples = broadened(nodes, weights, grid, scale, sigma)
     error = samples.std(0) / math.sqrt(4)
     return Density(grid, samples.mean(0), error, nodes, weights, "converged", 168)

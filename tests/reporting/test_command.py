@@ -9,8 +9,7 @@ import sys
 import pytest
 
 import curvop
-from curvop.reporting import figures, sections
-from curvop.reporting.command import main
+from curvop.reporting import figures, main, sections
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvop import assume_psd, report
 from curvop.reporting import figures, sections
+from curvop.reporting.computation import find
 from curvop.reporting.findings import Settings
 from curvop.reporting.page import page
-from curvop.reporting.record import record
-from curvop.reporting.run import find
-from curvop.reporting.target import understood
+from curvop.reporting.target import returned
 from tests.reporting import targets
 
 NAMES = [
@@ -39,10 +38,10 @@ def few_probes(monkeypatch):
 
 def made(name, folder, **options):
     """The target and the record, without the page."""
-    about = understood(getattr(targets, name)(), name)
+    about = returned(getattr(targets, name)(), name)
     settings = Settings(title=name, **options)
     findings = find(about, settings, folder, time.monotonic(), silent)
-    return about, SimpleNamespace(findings=findings, record=record(findings))
+    return about, SimpleNamespace(findings=findings, record=findings.to_dict())
 
 
 def dense_hessian(about):

@@ -16,7 +16,7 @@ import torch
 
 from curvop import report
 from curvop.reporting import figures, sections
-from curvop.reporting.target import understood
+from curvop.reporting.target import returned
 from tests.reporting import targets
 
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -30,7 +30,7 @@ FLAGS = [
 
 
 def made(name, folder, **options):
-    about = understood(getattr(targets, name)(), name)
+    about = returned(getattr(targets, name)(), name)
     return report(
         about.model,
         about.loss,
@@ -168,7 +168,7 @@ def test_colours_can_be_told_from_the_background():
             assert contrast(scheme["soft"], scheme[ground]) >= 4.5
         assert contrast(scheme["accent"], scheme["paper"]) >= 4.5
         assert contrast(scheme["warn"], scheme["paper"]) >= 4.5
-    from curvop.plot.canvas import BLUE, GREY, ORANGE
+    from curvop.plot import BLUE, GREY, ORANGE
 
     for colour in (BLUE, ORANGE, GREY):
         inverted = figures._on_black(colour[1:].lower())

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from curvop.reporting import figures, sections
-from curvop.reporting.account import Clock
-from curvop.reporting.command import main
+from curvop.reporting import figures, main, sections
+from curvop.reporting.deadline import Clock
 from tests.reporting import targets
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

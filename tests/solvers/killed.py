@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from curvop import LinearOperator, Solution, cg, jacobi_preconditioner
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import Blocks, Space
 from tests.comparing import random as normal
 from tests.solvers.matrices import positive
 

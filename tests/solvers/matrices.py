@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvop import LinearOperator
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import Blocks, Space
 from tests.comparing import random
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Size, Tensor
 
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import Blocks, LinearOperator, Space
 from tests.comparing import random
 
 

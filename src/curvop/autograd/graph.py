@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 Tensors = tuple[Tensor, ...]
 

@@ -11,6 +11,14 @@ from curvop.curvature.jacobian import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
+from curvop.curvature.linearized import (
+    Form,
+    LinearizedJacobianLinearOperator,
+    LinearizedLinearOperator,
+    Products,
+    refuse_if_changed,
+    versions,
+)
 from curvop.curvature.output_factor import SEED, OutputFactor, Per, output_factor
 from curvop.curvature.proof import EXACT, STOPPED, Proof, Truth, is_gradient, truth
 from curvop.curvature.symmetry import check_columns
@@ -23,12 +31,16 @@ __all__ = [
     "DifferentiatedLinearOperator",
     "EFLinearOperator",
     "FactorableLinearOperator",
+    "Form",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "JacobianLinearOperator",
+    "LinearizedJacobianLinearOperator",
+    "LinearizedLinearOperator",
     "NonDeterministicError",
     "OutputFactor",
     "Per",
+    "Products",
     "Proof",
     "TransposedJacobianLinearOperator",
     "Truth",
@@ -36,5 +48,7 @@ __all__ = [
     "differences",
     "is_gradient",
     "output_factor",
+    "refuse_if_changed",
     "truth",
+    "versions",
 ]

@@ -35,8 +35,7 @@ from curvop.derivatives import (
     sized,
     trailing,
 )
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator
 from curvop.risk import (
     NO_COPY,
     Data,
@@ -161,11 +160,11 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         self.diagonal_blocks = _as_blocks(block_sizes, len(risk.parameters.tensors))
         _warn_of_batch_statistics(model_func, risk.data)
         if check_deterministic:
-            with risk.surroundings():
+            with risk.context():
                 self.risk = settled(risk)
         self._differentiate_by(differentiation)
         if check_deterministic:
-            with risk.surroundings():
+            with risk.context():
                 found = self.check_deterministic()
                 if found is not None:  # a rank without data knows nothing
                     self.ways, self._proof = found
@@ -197,7 +196,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
     # ------------------------------------------------------------ the product
 
     @property
-    def _columns_at_once(self) -> int | None:
+    def columns_at_once(self) -> int | None:
         """A chunk where passing over the data again costs nothing: it is in memory.
 
         The primal work is then done for each chunk, a tenth of the tangents' work; but of
@@ -209,7 +208,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         return sized("auto", self.shape[0])
 
     def _matmat(self, M: Blocks) -> Blocks:
-        with self.risk.surroundings():
+        with self.risk.context():
             V = leading(M)
             if V[0].shape[0] == 0:
                 return M

@@ -23,8 +23,7 @@ from curvop.derivatives import (
     Outputs,
     RiskDifferentiation,
 )
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe
+from curvop.operators import Blocks, probe
 from curvop.risk import Parameters, constant, nested, preserved
 
 WRONG = 1e-5  # relative error of one function's derivative in double precision

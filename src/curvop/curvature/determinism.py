@@ -12,8 +12,7 @@ from torch import Tensor
 
 from curvop.curvature.proof import Proof, few, probes
 from curvop.derivatives import Differentiation
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import differ, refuse_not_finite, tolerance
+from curvop.operators import Blocks, differ, refuse_not_finite, tolerance
 from curvop.risk import (
     Risk,
     all_reduce,

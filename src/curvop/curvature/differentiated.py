@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from curvop.curvature.linearized import LinearizedLinearOperator
 from curvop.curvature.proof import UNCHECKED, Proof
 from curvop.derivatives import (
     CALLED,
@@ -20,13 +21,8 @@ from curvop.derivatives import (
     warn_of_change,
     with_kernels_of,
 )
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import not_finite, refuse_not_finite
+from curvop.operators import Blocks, LinearOperator, not_finite, refuse_not_finite
 from curvop.risk import Predictions, Risk
-
-if TYPE_CHECKING:  # a door up: what linearize() returns
-    from curvop.linearized import LinearizedLinearOperator
 
 Operator = TypeVar("Operator", bound="DifferentiatedLinearOperator")
 

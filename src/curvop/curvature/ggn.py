@@ -17,7 +17,7 @@ from curvop.curvature.output_factor import (
     output_factor,
 )
 from curvop.derivatives import Aux, Outputs
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Loss, Parameters, check_predictive, nested, refuse_reading
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.derivatives import Aux, Outputs
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Loss
 
 # Under vmap a convolution whose weight has a tangent for each column becomes a grouped one,

@@ -35,10 +35,15 @@ from curvop.derivatives import (
     leading,
     trailing,
 )
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Space
-from curvop.operators.probing import differ, probe, refuse_not_finite
+from curvop.operators import (
+    Blocks,
+    LinearOperator,
+    Space,
+    TransposedLinearOperator,
+    differ,
+    probe,
+    refuse_not_finite,
+)
 from curvop.risk import NO_COPY, Given, Predictions, Unpack, preserved
 
 
@@ -109,7 +114,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         parameters = self.risk.parameters
         # what the methods below need before the codomain is known
         self._dtype, self._domain = parameters.dtype, parameters.space
-        with self.risk.surroundings():
+        with self.risk.context():
             if check_deterministic:
                 rows = self._check_deterministic()
             else:
@@ -122,7 +127,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         )
 
     def _matmat(self, M: Blocks) -> Blocks:
-        with self.risk.surroundings():
+        with self.risk.context():
             V = leading(M)
             # [K, N·C]
             (out,) = self._finite(lambda J: ([J._push(V)], J), V, None)
@@ -132,10 +137,10 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return trailing([out.reshape(-1, *self.codomain[0])])
 
     def _rmatmat(self, M: Blocks) -> Blocks:
-        with self.risk.surroundings():
+        with self.risk.context():
             (U,) = leading(M)
             flat = U.flatten(1)  # [K, N·C]
-            sums = [U.new_zeros(U.shape[0], *p) for p in self._domain.shapes]
+            sums = [U.new_zeros(U.shape[0], *p) for p in self.input_space.shapes]
             row, ways = 0, self.ways
             for X, _ in self.risk.data.batches("Jᵀ @"):
                 pull = partial(self._pull_batch, X=X, rows=flat[:, row:])
@@ -322,7 +327,7 @@ class TransposedJacobianLinearOperator(LinearOperator):
         **options: Any,
     ) -> None:
         J = JacobianLinearOperator(model_func, params, data, **options)
-        super().__init__(J._codomain, J._domain, dtype=J.dtype, device=J.device)
+        super().__init__(J.output_space, J.input_space, dtype=J.dtype, device=J.device)
         self._J = J
 
     def linearize(self, memory_budget: int | None = None, **options: Any) -> LinearOperator:

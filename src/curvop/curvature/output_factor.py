@@ -24,7 +24,7 @@ from curvop.curvature.loss_hessian import (
     softmax_scale,
 )
 from curvop.derivatives import Aux, DoubleBackward, Outputs, RiskDifferentiation
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import (
     Draw,
     Loss,

@@ -33,8 +33,7 @@ from curvop.derivatives import (
     only_tensor,
     vectorised,
 )
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import norm, norms, probe
+from curvop.operators import Blocks, norm, norms, probe
 from curvop.risk import NO_COPY, Parameters, constant, nested
 
 FEW = 4  # data that a way is proven on; of small batches two

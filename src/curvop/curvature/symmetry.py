@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from curvop.derivatives import WrongDerivativeError
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import tolerance
+from curvop.operators import Blocks, tolerance
 
 
 def check_symmetric(V: Blocks, AV: Blocks) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 Apply = Callable[[Blocks], Blocks]  # [K, *n_i] -> [K, *m_i]
 ChunkSize = int | None | Literal["auto"]

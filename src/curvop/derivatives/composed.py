@@ -15,7 +15,7 @@ from curvop.derivatives.differentiation import (
     Middle,
 )
 from curvop.derivatives.torch_func import TorchFunc
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Parameters, Predictions, Risk
 
 Over = TypeVar("Over", Risk, Predictions)

@@ -21,8 +21,7 @@ from curvop.derivatives.differentiation import (
     apply_each,
     only_tensor,
 )
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import norm
+from curvop.operators import Blocks, norm
 from curvop.risk import Parameters, constant, in_graph, preserved
 
 # Lengths of a step relative to 1 + ‖θ‖. The longest is within rounding of the smooth

@@ -22,7 +22,7 @@ from curvop.derivatives.differentiation import (
     apply_each,
     only_tensor,
 )
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Parameters, in_graph
 
 

@@ -24,7 +24,7 @@ from curvop.derivatives.differentiation import (
     only_tensor,
 )
 from curvop.layers import Calls, Duals
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import TURN, Parameters, constant, preserved
 
 # The first use of forward mode compiles torch's own rules, which warns of deprecations

@@ -20,7 +20,7 @@ from curvop.diagonals.output_columns import (
     squares,
 )
 from curvop.diagonals.ways import WrongDiagonalError, leads
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import constant, nested
 
 # Gradients of several data and columns are held up to so many numbers.

@@ -30,8 +30,7 @@ from curvop.diagonals.squared_gradients import SquaredGradients
 from curvop.diagonals.vjp import Input, vjp_columns
 from curvop.diagonals.ways import UnitVectors, Way
 from curvop.layers import Calls, MatrixCall
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe
+from curvop.operators import Blocks, probe
 from curvop.risk import nested, refuse_reading
 
 _GRADIENTS = SquaredGradients("layers", vectorised)

@@ -22,7 +22,7 @@ from curvop.diagonals.per_datum import one_by_one, rows_of_batch, vectorised
 from curvop.diagonals.vjp import Input, vjp_columns
 from curvop.diagonals.ways import UnitVectors, Way, WrongDiagonalError
 from curvop.layers import Calls
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import nested
 
 Rest = Callable[[CurvatureLinearOperator, Sequence[int], Any, OutputColumns], Blocks]

@@ -12,7 +12,7 @@ from torch import Tensor
 from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator
 from curvop.derivatives import Aux
 from curvop.diagonals.output_columns import columns_at_once
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import (
     all_reduce,
     failing_together,
@@ -74,7 +74,7 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
     wide = torch.promote_types(A.dtype, torch.float32)  # sums of half precision
     way: Way | None = None
     A = A.with_kernels_of_its_way()
-    with A.risk.surroundings():
+    with A.risk.context():
         sums = [torch.zeros_like(p.detach(), dtype=wide) for p in A.risk.parameters.tensors]
         loss = torch.zeros((), dtype=wide, device=A.device)
         share = torch.zeros((), dtype=torch.float64, device=A.device)

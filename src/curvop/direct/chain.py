@@ -19,8 +19,7 @@ from curvop.direct.layers import layers_of
 from curvop.direct.loss import refuse_parameters, terminal_cost
 from curvop.direct.memory import check_memory, physical_memory
 from curvop.direct.spectrum import smallest_eigenvalue
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import Blocks, LinearOperator, Space
 from curvop.risk import nested, preserved
 
 
@@ -159,7 +158,7 @@ class ChainHessianLinearOperator(LinearOperator):
                 raise ValueError(f"Expected a positive rtol, or None, got {rtol}.")
         return ChainInverseLinearOperator(
             self._problem,
-            self._domain,
+            self.input_space,
             float(damping),
             refine=int(refine),
             rtol=rtol,

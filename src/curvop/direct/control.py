@@ -19,7 +19,7 @@ from curvop.direct.expansion import expand
 from curvop.direct.layers import Layer
 from curvop.direct.loss import TerminalCost
 from curvop.direct.stages import Stage
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from torch import Tensor
 from curvop.derivatives import leading, trailing
 from curvop.direct.control import ControlProblem
 from curvop.direct.sweep import GROWTH, factorise, solve
-from curvop.operators.base import LinearOperator
-from curvop.operators.errors import SingularSystemError
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import Blocks, LinearOperator, SingularSystemError, Space
 
 
 @final

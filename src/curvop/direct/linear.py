@@ -10,8 +10,7 @@ from torch.nn.functional import pad
 
 from curvop.direct.complement import Complement
 from curvop.direct.stages import ControlledStage
-from curvop.operators.errors import SingularSystemError
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, SingularSystemError
 
 
 @final

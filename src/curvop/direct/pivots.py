@@ -16,7 +16,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from curvop.operators.errors import SingularSystemError
+from curvop.operators import SingularSystemError
 
 Solve = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,7 @@ import torch
 
 from curvop.direct.control import ControlProblem
 from curvop.direct.sweep import factorise
-from curvop.operators.errors import SingularSystemError
+from curvop.operators import SingularSystemError
 
 
 def smallest_eigenvalue(problem: ControlProblem, tol: float) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Size, Tensor
 
 from curvop.direct.complement import Complement
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 class Stage(ABC):

@@ -1,17 +1,21 @@
 """Numbers that sum up a matrix, estimated from its products, with error bars."""
 
-from curvop.estimators.block_traces import block_traces
 from curvop.estimators.diagonal import diagonal
+from curvop.estimators.frobenius_norm import frobenius_norm
 from curvop.estimators.functions import effective_dimension, logdet, trace_function
-from curvop.estimators.norm import frobenius_norm
-from curvop.estimators.trace import trace
+from curvop.estimators.moments import student_factor
+from curvop.estimators.quadrature import gauss_radau, tridiagonals
+from curvop.estimators.trace import block_traces, trace
 
 __all__ = [
     "block_traces",
     "diagonal",
     "effective_dimension",
     "frobenius_norm",
+    "gauss_radau",
     "logdet",
+    "student_factor",
     "trace",
     "trace_function",
+    "tridiagonals",
 ]

@@ -9,11 +9,11 @@ from torch import Generator, Tensor
 
 from curvop.checkpoint import Checkpoint
 from curvop.estimate import DiagonalEstimate
+from curvop.estimators.exchangeable import XDiag
 from curvop.estimators.monte_carlo import Samples, Sampling, SignProbes, UnitVectors
 from curvop.estimators.options import check_square, options
-from curvop.estimators.products import ROUNDING, multiply, working_dtype
-from curvop.estimators.run import Method, run
-from curvop.estimators.xdiag import XDiag
+from curvop.estimators.probes import ROUNDING, multiply, working_dtype
+from curvop.estimators.sequential import Estimator, run
 from curvop.operators import as_operator
 
 METHODS = ("xdiag", "hutchinson")
@@ -43,12 +43,10 @@ def diagonal(
     Args:
         A: A square operator, or whatever :func:`as_operator` understands.
         method: How to estimate.
-        num_matvecs: Most products; 100 if neither they nor ``tol`` are given.
+        num_matvecs: See :func:`trace`, also for what follows.
         tol: Stop when the largest of the standard errors, absolute, is at most this.
-            Without ``num_matvecs``, products are taken until it is.
-        generator: Source of the probes. By default a fresh one, seeded by the operating
-            system: each call draws others. No global generator is touched.
-        chunk_size: Most columns in one product. Nothing but rounding depends on it.
+        generator: Source of the probes.
+        chunk_size: Most columns in one product.
         progressbar: Whether to show the trace and the largest standard error.
 
     Returns:
@@ -70,16 +68,8 @@ def diagonal(
     check_square(A, "diagonal")
     if method not in METHODS:
         raise ValueError(f"Expected method as one of {METHODS}, got {method!r}.")
-    chosen = options(
-        A,
-        num_matvecs=num_matvecs,
-        tol=tol,
-        generator=generator,
-        chunk_size=chunk_size,
-        progressbar=progressbar,
-        default=100,
-        least=2 if method == "hutchinson" else 4,
-    )
+    least = {"xdiag": 4, "hutchinson": 2}[method]
+    chosen = options(A, num_matvecs, tol, generator, chunk_size, progressbar, least=least)
 
     def form(V: Tensor, before: int) -> Samples:
         values = (V * multiply(A, V, before)).mT
@@ -88,10 +78,10 @@ def diagonal(
 
     like = torch.zeros(A.shape[1], dtype=working_dtype(A), device=A.device)
     sampling = Sampling(A, form, like, chosen.chunk_size)
-    sampler: Method = SignProbes(sampling)
+    sampler: Estimator = SignProbes(sampling)
     if method == "xdiag":
         sampler = XDiag(A, chosen.chunk_size)
     value, error, n = run(
-        sampler, UnitVectors(sampling), A.shape[1], chosen, Checkpoint(None, A, {})
+        sampler, UnitVectors(sampling), A.shape[1], chosen, Checkpoint(None)
     )
-    return DiagonalEstimate(value, error, n, A._domain)
+    return DiagonalEstimate(value, error, n, A.input_space)

@@ -8,7 +8,6 @@ from torch import Generator, Tensor
 
 from curvop.estimate import Estimate
 from curvop.estimators.options import (
-    Options,
     check_damping,
     check_psd,
     check_symmetric,
@@ -21,7 +20,10 @@ from curvop.estimators.quadrature import (
     estimated,
     last_doubling,
 )
-from curvop.operators import LinearOperator, as_operator
+from curvop.operators import as_operator
+
+# Those of a quadrature: by default, and at least for an error bar.
+PRODUCTS = {"default": 500, "least": 2 * FEWEST_PROBES}
 
 
 def trace_function(
@@ -80,7 +82,7 @@ def trace_function(
     check_symmetric(A, "trace_function")
     if not callable(f):
         raise TypeError(f"Expected f as a function of a tensor, got {type(f).__name__}.")
-    chosen = _options(A, num_matvecs, tol, generator, chunk_size, progressbar)
+    chosen = options(A, num_matvecs, tol, generator, chunk_size, progressbar, **PRODUCTS)
     return estimated(A, f, chosen, last_doubling)
 
 
@@ -138,7 +140,7 @@ def logdet(
             )
         return x.log()
 
-    chosen = _options(A, num_matvecs, tol, generator, chunk_size, progressbar)
+    chosen = options(A, num_matvecs, tol, generator, chunk_size, progressbar, **PRODUCTS)
     return estimated(A, log, chosen, enclosed if shift else last_doubling)
 
 
@@ -191,25 +193,5 @@ def effective_dimension(
         x = x.clamp(min=0)
         return x / (x + shift)
 
-    chosen = _options(A, num_matvecs, tol, generator, chunk_size, progressbar)
+    chosen = options(A, num_matvecs, tol, generator, chunk_size, progressbar, **PRODUCTS)
     return estimated(A, share, chosen, enclosed)
-
-
-def _options(
-    A: LinearOperator,
-    num_matvecs: int | None,
-    tol: float | None,
-    generator: Generator | None,
-    chunk_size: int,
-    progressbar: bool,
-) -> Options:
-    return options(
-        A,
-        num_matvecs=num_matvecs,
-        tol=tol,
-        generator=generator,
-        chunk_size=chunk_size,
-        progressbar=progressbar,
-        default=500,
-        least=2 * FEWEST_PROBES,
-    )

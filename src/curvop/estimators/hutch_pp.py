@@ -7,18 +7,18 @@ from torch import Generator, Tensor
 
 from curvop.checkpoint import State
 from curvop.estimators.moments import mean_and_error, no_moments, with_samples
-from curvop.estimators.products import (
+from curvop.estimators.probes import (
     multiply,
     probes,
     quadratic_forms,
     working_dtype,
 )
-from curvop.estimators.run import FIRST_LOOK, Method
+from curvop.estimators.sequential import FIRST_LOOK, Estimator
 from curvop.estimators.sketch import extended
 from curvop.operators import LinearOperator
 
 
-class HutchPP(Method):
+class HutchPP(Estimator):
     r"""``tr Qᵀ A Q`` and the mean of ``uᵀ A u`` over probes ``u`` orthogonal to ``Q``.
 
     (Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation", 2021).

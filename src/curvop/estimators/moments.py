@@ -80,7 +80,7 @@ def relative_error(state: State) -> Tensor:
     if m < 2:
         return torch.full_like(state["mean"], math.nan)
     skewness = (state["cubes"] / m / (squares / m).pow(1.5)).nan_to_num(0, 0, 0)
-    factor = widening(m) * (1 + skewness.abs() * (19 / 18 / math.sqrt(m)))
+    factor = student_factor(m) * (1 + skewness.abs() * (19 / 18 / math.sqrt(m)))
     return torch.hypot(factor * (squares / (m * (m - 1))).sqrt(), state["slack"])
 
 
@@ -89,32 +89,7 @@ def mean_and_error(state: State) -> tuple[Tensor, Tensor]:
     return state["mean"] * state["unit"], relative_error(state) * state["unit"]
 
 
-def leave_one_out_error(values: Tensor, effects: Tensor) -> Tensor:
-    r"""Standard error of the mean of estimates that leave out one probe each.
-
-    They are dependent, so that their spread alone can be far too small. With ``dᵢⱼ``, the
-    effect of probe ``i`` on the estimate ``tⱼ``,
-
-    .. math:: \operatorname{Var} \bar t =
-        \mathbb{E}\left[\frac{s^2}{k} + \operatorname{mean}_{i≠j} d_{ij} d_{ji}\right].
-
-    For ``tᵢ`` and ``tⱼ - dᵢⱼ`` are uncorrelated, as the latter does not depend on probe
-    ``i``, over which ``tᵢ`` is unbiased; the covariance of ``tᵢ`` and ``tⱼ`` remains.
-
-    Args:
-        values: The estimates ``tⱼ``, ``[*shape, k]``.
-        effects: ``dᵢⱼ`` at ``[*shape, i, j]``.
-    """
-    k = values.shape[-1]
-    size = torch.maximum(unit(values, -1), unit(effects, (-2, -1))[..., 0])
-    values, effects = values / size, effects / size[..., None]
-    both = effects * effects.mT
-    shared = (both.sum((-2, -1)) - both.diagonal(dim1=-2, dim2=-1).sum(-1)) / (k * (k - 1))
-    error = widening(k) * (values.var(-1) / k + shared.clamp(min=0)).sqrt()
-    return error * size[..., 0]
-
-
-def widening(count: int) -> float:
+def student_factor(count: int) -> float:
     """Factor by which the spread of few samples is known too badly.
 
     With it, three standard errors cover as often as three standard deviations of a

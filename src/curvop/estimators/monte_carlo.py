@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from curvop.checkpoint import Checkpoint, State
 from curvop.estimators.moments import no_moments, relative_error, with_samples
 from curvop.estimators.options import Options
-from curvop.estimators.products import probes, working_dtype
-from curvop.estimators.run import Method, Outcome, run
+from curvop.estimators.probes import probes, working_dtype
+from curvop.estimators.sequential import Estimator, Outcome, run
 from curvop.operators import LinearOperator
 
 
@@ -68,7 +68,7 @@ class Sampling:
         return {**more, "num_matvecs": state["num_matvecs"] + n}
 
 
-class SignProbes(Method):
+class SignProbes(Estimator):
     """The mean over random signs (Hutchinson, 1990)."""
 
     def __init__(self, sampling: Sampling) -> None:
@@ -93,7 +93,7 @@ class SignProbes(Method):
         return self._sampling.finish(state["mean"], relative_error(state), state["unit"])
 
 
-class UnitVectors(Method):
+class UnitVectors(Estimator):
     """The sum over all unit vectors, in random order: the exact value.
 
     Until the last one it is an estimate, ``N`` times the mean over a sample without
@@ -139,4 +139,4 @@ def mean_over_probes(sampling: Sampling, options: Options) -> Outcome:
     """Run it, from the start."""
     signs, units = SignProbes(sampling), UnitVectors(sampling)
     A = sampling.A
-    return run(signs, units, A.shape[1], options, Checkpoint(None, A, {}))
+    return run(signs, units, A.shape[1], options, Checkpoint(None))

@@ -36,14 +36,14 @@ class Options:
 
 def options(
     A: LinearOperator,
-    *,
     num_matvecs: int | None,
     tol: float | None,
     generator: Generator | None,
     chunk_size: int,
     progressbar: bool,
-    default: int,
-    least: int,
+    *,
+    default: int = 100,
+    least: int = 2,
 ) -> Options:
     """Check what the user asked for.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
 
 from curvop.estimate import Estimate
-from curvop.estimators.lanczos import tridiagonals
 from curvop.estimators.monte_carlo import Samples, Sampling, mean_over_probes
 from curvop.estimators.options import Options
+from curvop.estimators.probes import multiply
 from curvop.operators import LinearOperator
-from curvop.scaling import unit
+from curvop.scaling import norms, unit
 
 Function = Callable[[Tensor], Tensor]
 Truncation = Callable[[Tensor, Tensor, Function, int], Tensor]
@@ -52,6 +52,60 @@ def estimated(
     return Estimate(float(value), float(error), n)
 
 
+def tridiagonals(
+    A: LinearOperator, V: Tensor, sizes: Collection[int], before: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lanczos in step: ``T`` on the Krylov space of each column, at some sizes ``p``.
+
+    The spaces are independent, and share products. All vectors are kept orthogonal.
+
+    An invariant space cannot grow: its ``T`` is continued by decoupled copies of its
+    first entry. When all are invariant, the last ``T`` follows, whatever its size.
+
+    Args:
+        A: A symmetric matrix.
+        V: First vectors ``[N, K]``, of norm 1.
+        sizes: Which ``p`` to stop at; the largest is the last.
+        before: Number of products before these.
+
+    Yields:
+        ``T``, ``[K, p, p]``, on the CPU in double precision, and which of the spaces
+        are invariant, ``[K]``.
+    """
+    N, K = V.shape
+    eps = torch.finfo(A.dtype).eps
+    basis = [V]
+    alphas: list[Tensor] = []
+    betas: list[Tensor] = []
+    invariant = torch.zeros(K, dtype=torch.bool, device=V.device)
+    size = V.new_zeros(K)
+    for p in range(1, max(sizes) + 1):
+        W = multiply(A, basis[-1], before + (p - 1) * K)
+        alpha = (W * basis[-1]).sum(0)
+        alphas.append(torch.where(invariant, alphas[0], alpha) if alphas else alpha)
+        size = torch.maximum(size, norms(W, 0))
+        for _ in range(2):
+            for U in basis:
+                W = W - U * (U * W).sum(0)
+        beta = norms(W, 0)
+        invariant = invariant | (beta <= 100 * eps * size) | (p == N)
+        if p in sizes or invariant.all():
+            yield _tridiagonal(alphas, betas), invariant.cpu()
+        if invariant.all():
+            return
+        betas.append(torch.where(invariant, 0, beta))
+        basis.append(torch.where(invariant, 0, W / beta))
+
+
+def _tridiagonal(alphas: list[Tensor], betas: list[Tensor]) -> Tensor:
+    """``[K, p, p]`` from ``p`` and ``p - 1`` entries ``[K]``."""
+    T = torch.stack(alphas, -1).diag_embed()
+    if betas:
+        off = torch.stack(betas, -1)
+        T = T + off.diag_embed(1) + off.diag_embed(-1)
+    return T.to("cpu", torch.float64)
+
+
 def last_doubling(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
     """Its effect, for each doubling that is left until the space is everything."""
     p = T.shape[-1]
@@ -62,10 +116,10 @@ def last_doubling(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
 
 def enclosed(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
     """The distance of the two quadratures between which the truth is."""
-    return (value - quadrature(with_zero(T), f, 0.0)[0]).abs()
+    return (value - quadrature(gauss_radau(T), f, 0.0)[0]).abs()
 
 
-def with_zero(T: Tensor) -> Tensor:
+def gauss_radau(T: Tensor) -> Tensor:
     """``T`` of the Gauss-Radau quadrature with a node at 0, a hair below the spectrum.
 
     The two quadratures enclose the integral of ``f`` where the signs of its derivatives

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from curvop.autograd import gradient
-from curvop.functional.evaluation import as_found
+from curvop.functional.evaluation import as_found, evaluate
 from curvop.functional.structure import Structure, parameters, vector
-from curvop.functional.value import evaluate
+from curvop.operators import norm
 
 
 def approximate_hvp(
@@ -89,12 +89,12 @@ def approximate_hvp(
         raise ValueError(f"Expected a finite damping, got {damping}.")
     if eps is not None and not 0 < eps < math.inf:
         raise ValueError(f"Expected a positive eps, got {eps}.")
-    size = _norm(vs)
+    size = norm(vs)
     if not math.isfinite(size):
         raise ValueError("Expected a finite v, got infinities or NaN in it.")
     if size == 0:
         return answer([torch.zeros_like(p) for p in ps])
-    longest = (eps or _relative_step(ps, num_samples)) * (1 + _norm(ps)) / size
+    longest = (eps or _relative_step(ps, num_samples)) * (1 + norm(ps)) / size
 
     def gradient_at(step: float) -> list[Tensor]:
         with moved(ps, vs, step), as_found(ps, func):
@@ -161,13 +161,3 @@ def moved(ps: Sequence[Tensor], vs: Sequence[Tensor], step: float) -> Iterator[N
 def _write(ps: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for p, value in zip(ps, values, strict=True):
         p.copy_(value)
-
-
-def _norm(blocks: Sequence[Tensor]) -> float:
-    """Euclidean norm over all blocks, safe from under- and overflow of the squares."""
-    blocks = [b.detach() for b in blocks if b.numel()]
-    largest = max((float(b.abs().max()) for b in blocks), default=0.0)
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    wide = (b.to(torch.promote_types(b.dtype, torch.float32)) / largest for b in blocks)
-    return largest * math.hypot(*(float(torch.linalg.vector_norm(b)) for b in wide))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from curvop.autograd import composed, gradient, pullback
-from curvop.functional.evaluation import differentiable_twice
+from curvop.functional.evaluation import differentiable_twice, scalar
 from curvop.functional.structure import Structure, trainable, vector
-from curvop.functional.value import scalar
 from curvop.risk import differentiable, refill
 
 

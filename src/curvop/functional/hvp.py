@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from curvop.autograd import composed, gradient, pullback
-from curvop.functional.evaluation import differentiable_twice
+from curvop.functional.evaluation import differentiable_twice, evaluate, scalar
 from curvop.functional.structure import Structure, parameters, trainable, vector
-from curvop.functional.value import evaluate, scalar
 
 
 def exact_hvp(

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from curvop.autograd import gradient, pullback
-from curvop.functional.evaluation import as_found
+from curvop.functional.evaluation import as_found, evaluate
 from curvop.functional.hvp import exact_hvp
 from curvop.functional.structure import Structure, parameters, vector
-from curvop.functional.value import evaluate
 from curvop.risk import map_tensors, tensors
 
 _STRUCTURES = (Tensor, list, tuple, Mapping)

@@ -12,9 +12,8 @@ from torch import Generator, Tensor
 
 from curvop.autograd import gradient, pullback
 from curvop.estimate import Estimate
-from curvop.functional.evaluation import differentiable_twice
+from curvop.functional.evaluation import differentiable_twice, evaluate
 from curvop.functional.structure import Structure, parameters
-from curvop.functional.value import evaluate
 from curvop.generators import source
 
 # Share of the coordinates that a sparse probe moves (Achlioptas, 2003).

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from curvop.autograd import gradient
-from curvop.inspection.results import first_line
-from curvop.operators.probing import differ, tolerance
-from curvop.risk import Loss, Parameters, modules_in, nested
+from curvop.inspection.problem import Understood
+from curvop.inspection.sample import Sample
+from curvop.inspection.wording import explained
+from curvop.operators import differ, tolerance
+from curvop.risk import Parameters, modules_in, nested
 
 _DROPOUTS = (
     F.dropout,
@@ -29,73 +30,69 @@ _DROPOUTS = (
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen.
+    """What was seen of a problem on a sample."""
 
-    Attributes:
-        error: Why loss and gradient cannot be computed, if they cannot.
-        num_dropouts: Calls of dropout that are on.
-        num_attentions: Calls of ``scaled_dot_product_attention``.
-        custom: Custom functions in the graph.
-        written: Names of buffers that the forward pass writes.
-        unused: Positions of parameters that the loss does not depend on.
-        not_finite: What is not finite among prediction, loss and gradient.
-        is_random: Whether loss or gradient differ the second time.
-        prediction: The prediction, without its graph.
-    """
+    given: Understood
+    sample: Sample
+    error: str | None = None  # why loss and gradient cannot be computed
+    num_dropouts: int = 0  # calls of dropout that are on
+    num_attentions: int = 0  # calls of scaled_dot_product_attention
+    custom: tuple[type, ...] = ()  # custom functions in the graph
+    written: tuple[str, ...] = ()  # names of buffers that the forward pass writes
+    unused: tuple[int, ...] = ()  # positions of parameters that the loss ignores
+    not_finite: tuple[str, ...] = ()  # among prediction, loss and gradient
+    is_random: bool = False  # loss or gradient differ the second time
 
-    error: str | None = None
-    num_dropouts: int = 0
-    num_attentions: int = 0
-    custom: tuple[type, ...] = ()
-    written: tuple[str, ...] = ()
-    unused: tuple[int, ...] = ()
-    not_finite: tuple[str, ...] = ()
-    is_random: bool = False
-    prediction: Any = None
+    @property
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        """All layers that the model is known to call, with their names."""
+        return [
+            (name or type(m).__name__, m)
+            for module in modules_in(self.given.problem.model)
+            for name, m in module.named_modules()
+        ]
 
 
-def observe(
-    call: Callable[..., Any], parameters: Parameters, loss: Loss, X: Any, y: Any
-) -> Observation:
-    """Look at loss and gradient of one batch, twice.
+def observe(given: Understood, sample: Sample) -> Observation:
+    """Look at loss and gradient; on the whole batch where a few data do not do."""
+    seen = _observe(given, sample)
+    if sample.size == sample.first_size or not (seen.error or seen.not_finite):
+        return seen
+    again = _observe(given, sample.whole())  # its first targets may all be ignored, say
+    return seen if again.error or again.not_finite else again
 
-    Args:
-        call: ``(parameters, X) -> prediction``, the user's model without copied buffers.
-        parameters: The parameters.
-        loss: The loss.
-        X: Inputs.
-        y: Targets.
-    """
+
+def _observe(given: Understood, sample: Sample) -> Observation:
+    seen = Observation(given, sample)
     try:
-        return _observe(call, parameters, loss, X, y)
+        return _twice(seen, given, *sample.batch)
     except Exception as error:
-        return Observation(error=_explained(error))
+        return replace(seen, error=explained(error))
 
 
-def _observe(
-    call: Callable[..., Any], parameters: Parameters, loss: Loss, X: Any, y: Any
-) -> Observation:
+def _twice(seen: Observation, given: Understood, X: Any, y: Any) -> Observation:
+    """Loss and gradient, of the user's model without copied buffers."""
+    parameters, loss = given.parameters, given.loss
     with torch.enable_grad(), parameters.leaves() as params, parameters.place(params):
-        before = [(name, t, t.clone()) for name, t in _buffers(call)]
+        before = [(name, t, t.clone()) for name, t in _buffers(given.call)]
         with _Calls() as calls:
-            prediction = call(params, X)
-        after = dict(_buffers(call))
-        written = [n for n, t, was in before if _is_written(after[n], t, was)]
+            prediction = given.call(params, X)
+        after = dict(_buffers(given.call))
         total = loss.total(prediction, y)
-        seen = Observation(
+        seen = replace(
+            seen,
             num_dropouts=calls.num_dropouts,
             num_attentions=calls.num_attentions,
             custom=tuple(dict.fromkeys(_custom_functions(total))),
-            written=tuple(written),
-            prediction=nested.map_tensors(Tensor.detach, prediction),
+            written=tuple(n for n, t, was in before if _is_written(after[n], t, was)),
         )
         try:
             first = _gradient(total, params)
         except Exception as error:
-            return replace(seen, error=_explained(error))
+            return replace(seen, error=explained(error))
         is_averaging = loss.reduction == "sum" or bool(loss.divisor(prediction, y))
     with torch.enable_grad(), parameters.leaves() as params, parameters.place(params):
-        again = loss.total(call(params, X), y)
+        again = loss.total(given.call(params, X), y)
         second = _gradient(again, params)
     return replace(
         seen,
@@ -114,23 +111,6 @@ def _differ(
         for a, b in zip(first, second, strict=True)
         if a is not None and b is not None and a.numel()
     )
-
-
-def take_gradient(
-    parameters: Parameters, loss: Loss, X: Any, y: Any
-) -> Callable[[], object]:
-    """A run that computes the gradient: the unit of time and memory."""
-
-    def run() -> object:
-        with torch.enable_grad(), parameters.leaves() as params:
-            total = loss.total(parameters.model(params, X), y)
-            return gradient(total, params, create_graph=False)
-
-    return run
-
-
-def _explained(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class _Calls(TorchFunctionMode):

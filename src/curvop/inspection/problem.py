@@ -1,10 +1,10 @@
-"""What the user gave, understood as the operators would, and more forgiving."""
+"""What the user gave, and what can be told of a loss that does not tell its reduction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from curvop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
 )
-from curvop.inspection.results import Matrix, first_line
+from curvop.derivatives import Way
+from curvop.inspection.wording import shortened
 from curvop.risk import (
     Batch,
     Loss,
@@ -26,71 +27,95 @@ from curvop.risk import (
     unwrapped,
 )
 
-CLASSES: dict[Matrix, type[CurvatureLinearOperator]] = {
+Matrix = Literal["Hessian", "GGN", "EF"]
+OPERATORS: dict[Matrix, type[CurvatureLinearOperator]] = {
     "Hessian": HessianLinearOperator,
     "GGN": GGNLinearOperator,
     "EF": EFLinearOperator,
 }
+MATRICES: tuple[Matrix, ...] = tuple(OPERATORS)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Model, loss and parameters.
+    """What the user gave.
 
     Attributes:
-        model: As given.
-        loss_func: As given.
-        params: As given.
-        parameters: Model and parameters, understood.
-        loss: The loss, understood.
-        reduction: What the operators are told.
-        guessed: The reduction, where neither loss nor user told it; ``"unknown"`` if it
-            is neither mean nor sum.
-        complaint: What the loss does not keep of its word.
-        batch_size_fn: As given.
+        model: As for the operators: a module, or a callable over the parameters.
+        loss: A torch loss module, or a callable ``(prediction, y) -> scalar``.
+        params: List or dict of tensors.
+        data: A re-iterable of batches ``(X, y)``.
+        optimizer: One that has taken steps, or ``None``.
+        preconditioner: Diagonal or operator that gradients are divided by, or ``None``.
+        reduction: Of a callable loss that does not tell.
+        batch_size_fn: Number of data in ``X``, where it cannot be told.
+        unpack: What makes ``(X, y)`` of a batch in another form.
     """
 
     model: Any
-    loss_func: Any
-    params: Any
-    parameters: Parameters
-    loss: Loss
-    reduction: Any
+    loss: Any
+    params: list[Tensor] | dict[str, Tensor]
+    data: Iterable[Any]
+    optimizer: Any = None
+    preconditioner: Any = None
+    reduction: Any = None
+    batch_size_fn: Callable[[Any], int] | None = None
+    unpack: Callable[[Any], Any] | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The parameters, in order."""
+        params = self.params
+        return list(params.values()) if isinstance(params, dict) else params
+
+    def operator(self, matrix: Matrix, **options: Any) -> CurvatureLinearOperator:
+        """The operator of this name."""
+        return OPERATORS[matrix](
+            self.model,
+            self.loss,
+            self.params,
+            self.data,
+            reduction=self.reduction,
+            batch_size_fn=self.batch_size_fn,
+            unpack=self.unpack,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What the user gave, understood as the operators would, and more forgiving."""
+
+    problem: Problem  # what was given, with the reduction that operators are told
+    parameters: Parameters  # model and parameters
+    loss: Loss  # the loss
+    # the reduction, where neither loss nor user told it; "unknown" if it is neither
+    # mean nor sum
     guessed: str | None
-    complaint: str | None
-    batch_size_fn: Callable[[Any], int] | None
+    complaint: str | None  # what the loss does not keep of its word
 
     def operator(
         self, matrix: Matrix, data: Sequence[Batch], **options: Any
     ) -> CurvatureLinearOperator:
-        """The operator of this name."""
-        return CLASSES[matrix](
-            self.model,
-            self.loss_func,
-            self.params,
-            data,
-            reduction=self.reduction,
-            batch_size_fn=self.batch_size_fn,
-            **options,
+        """The operator of this name, on unpacked batches."""
+        return replace(self.problem, data=data, unpack=None).operator(matrix, **options)
+
+    def on_batch(self, matrix: Matrix, batch: Batch, way: Way) -> CurvatureLinearOperator:
+        """The operator of one batch, differentiated this way."""
+        return self.operator(
+            matrix, [batch], check_deterministic=False, differentiation=way
         )
 
     def call(self, params: Sequence[Tensor], X: Any) -> Any:
         """The prediction, of a model that holds these parameters already."""
-        model = unwrapped(self.model) if isinstance(self.model, nn.Module) else self.model
-        if isinstance(self.params, Mapping) and not isinstance(model, nn.Module):
-            return predicted(model(dict(zip(self.params, params, strict=True)), X))
+        model, names = self.problem.model, self.problem.params
+        model = unwrapped(model) if isinstance(model, nn.Module) else model
+        if isinstance(names, Mapping) and not isinstance(model, nn.Module):
+            return predicted(model(dict(zip(names, params, strict=True)), X))
         return predicted(model(X))
 
 
-def understood(
-    model: Any,
-    loss_func: Any,
-    params: Any,
-    parameters: Parameters,
-    reduction: Any,
-    batch_size_fn: Callable[[Any], int] | None,
-    batch: Batch,
-) -> Problem:
+def understood(problem: Problem, parameters: Parameters, batch: Batch) -> Understood:
     """The problem; of a loss that does not tell its reduction, what it does on a batch.
 
     Raises:
@@ -99,35 +124,26 @@ def understood(
     """
     X, y = batch
 
-    def keeps_its_word(loss: Loss) -> str | None:
+    def broken_word(loss: Loss) -> str | None:
         try:
             with torch.no_grad():
                 p = [p.detach() for p in parameters.tensors]
                 loss.verify(parameters.model(p, X), y)
         except ValueError as error:
-            return first_line(error)
+            return shortened(error)
         except Exception:
             return None  # that it cannot be computed is found later
         return None
 
-    guessed = None
-    told = reduction is not None or not callable(loss_func)
-    if not told and told_reduction(loss_func) is None:
-        kept = [r for r in ("mean", "sum") if not keeps_its_word(as_loss(loss_func, r))]
+    guessed, told = None, problem.reduction
+    if told is None and callable(problem.loss) and told_reduction(problem.loss) is None:
+        kept = [r for r in ("mean", "sum") if not broken_word(as_loss(problem.loss, r))]
         guessed = kept[0] if kept else "unknown"
-        reduction = kept[0] if kept else "mean"
-    loss = as_loss(loss_func, reduction)
-    complaint = keeps_its_word(loss) if guessed is None else None
-    return Problem(
-        model,
-        loss_func,
-        params,
-        parameters,
-        loss,
-        reduction,
-        guessed,
-        complaint,
-        batch_size_fn,
+        told = kept[0] if kept else "mean"
+    loss = as_loss(problem.loss, told)
+    complaint = broken_word(loss) if guessed is None else None
+    return Understood(
+        replace(problem, reduction=told), parameters, loss, guessed, complaint
     )
 
 

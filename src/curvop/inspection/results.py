@@ -1,156 +1,27 @@
-"""What a preflight found: frozen values, as a table, as plain data."""
+"""What a preflight found: frozen, in words, as a table, as a page, as plain data."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from curvop.derivatives import first_line as whole_first_line
+import torch
+from torch import Tensor
 
-Matrix = Literal["Hessian", "GGN", "EF"]
-Method = Literal["finite differences"]
-Way = Literal["func", "backpack", "differences", "rows", "factored", "recorded", "graphs"]
-Severity = Literal["stop", "care", "note"]
-Verdict = Literal[
-    "right",
-    "rough",
-    "wrong",
-    "random",
-    "not finite",
-    "unchecked",
-    "fails",
-    "declined",
-    "undefined",
-    "skipped",
-]
-MATRICES: tuple[Matrix, ...] = ("Hessian", "GGN", "EF")
-# The others are linearised forms.
-PLAIN: tuple[Way, ...] = ("func", "backpack", "differences")
+from curvop.inspection import table
+from curvop.inspection.baseline import Reference
+from curvop.inspection.cautions import Caution
+from curvop.inspection.forecast import Forecast
+from curvop.inspection.problem import MATRICES, Matrix
+from curvop.inspection.templates import render
+from curvop.inspection.trials import PLAIN, Trial, Way
+from curvop.inspection.wording import all_of, plural, seconds, size_of
+
 SCHEMA = 1  # raised when the meaning of a key of the plain data changes
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What a matrix was compared with.
-
-    Attributes:
-        matrix: The matrix.
-        method: Finite differences of first derivatives; ``None`` if there is no
-            reference.
-        dtype: The precision that it was computed in, ``"float64"`` where possible.
-        doubt: Why there is none.
-        error: Its relative error, as estimated by itself.
-    """
-
-    matrix: Matrix
-    method: Method | None
-    dtype: str | None
-    doubt: str | None = None
-    error: float | None = None
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One way to multiply one matrix, tried on the sample.
-
-    Attributes:
-        matrix: The matrix.
-        way: ``"func"``, ``"backpack"`` and ``"differences"`` are values of
-            ``differentiation=``; the others are forms of the linearised operator.
-        verdict: ``"right"``: agrees with the reference to the precision of the
-            parameters. ``"rough"``: rounding takes more than that, in double precision it
-            agrees. ``"wrong"``: it does not. ``"random"``: two products differ. ``"not
-            finite"``. ``"unchecked"``: it is not proven; the reason tells why.
-            ``"fails"``: an error.
-            ``"declined"``: a form that the matrix does not have, or that would not pay.
-            ``"undefined"``: the loss does not have this matrix. ``"skipped"``: out of time.
-        reason: Why, in one line; ``None`` where it is right.
-        error: ``‖Av - r‖ / ‖r‖`` for the reference ``r``; of differences, at
-            least what they estimate themselves.
-        asymmetry: ``|uᵀAv - vᵀAu| / (‖u‖ ‖Av‖ + ‖v‖ ‖Au‖)``.
-        noise: Relative difference of two products with the same vector.
-        seconds: Of a product.
-        gradients: The same, in gradients of the sample.
-        peak_bytes: Most bytes of tensors alive at once that a product makes.
-        peak_gradients: The same, in gradients of the sample.
-        setup_seconds: What it took to linearise.
-        kept_bytes: What the linearised operator keeps beyond parameters and data.
-        is_chosen: Whether the automatic choice takes this way on the sample.
-    """
-
-    matrix: Matrix
-    way: Way
-    verdict: Verdict
-    reason: str | None = None
-    error: float | None = None
-    asymmetry: float | None = None
-    noise: float | None = None
-    seconds: float | None = None
-    gradients: float | None = None
-    peak_bytes: int | None = None
-    peak_gradients: float | None = None
-    setup_seconds: float | None = None
-    kept_bytes: int | None = None
-    is_chosen: bool = False
-
-    @property
-    def works(self) -> bool:
-        """Whether it returned a product."""
-        return self.error is not None or self.noise is not None
-
-    @property
-    def is_in_the_way(self) -> bool:
-        """Whether it must not be what the automatic choice takes."""
-        allowed = ("right", "rough") if self.way in PLAIN else ("right", "rough", "skipped")
-        return self.verdict not in allowed
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the automatic choice is, and what 100 products over the data would take.
-
-    Attributes:
-        matrix: The matrix.
-        way: What ``differentiation="auto"`` takes; ``None`` if the operator is refused.
-        form: What ``linearize()`` keeps; ``None`` if it is refused.
-        reason: Why one is refused, or what the operator warns of.
-        seconds: Of 100 products over the whole data, each a pass through it.
-        linearized_seconds: The same with ``linearize()``, its set-up included.
-        linearized_bytes: What would be kept for that.
-        proof: What the operator says of its products: ``"proven to 3e-10"``, or ``"not
-            proven: why"``.
-    """
-
-    matrix: Matrix
-    way: str | None = None
-    form: str | None = None
-    reason: str | None = None
-    seconds: float | None = None
-    linearized_seconds: float | None = None
-    linearized_bytes: int | None = None
-    proof: str | None = None
-
-
-@dataclass(frozen=True)
-class Caution:
-    """Something in model, loss or data that needs care.
-
-    Attributes:
-        severity: ``"stop"``: operators are refused, or wrong. ``"care"``: the matrix is
-            another one than you may think, or less accurate. ``"note"``: taken care of,
-            for your information.
-        what: What it is.
-        where: Names of the modules or tensors.
-        remedy: What to do, in one line.
-    """
-
-    severity: Severity
-    what: str
-    where: tuple[str, ...]
-    remedy: str
 
 
 @dataclass(frozen=True)
@@ -239,35 +110,137 @@ class Preflight:
         return {
             "schema": SCHEMA,
             "is_ready": self.is_ready,
-            **_plain(dataclasses.asdict(self)),
+            **plain(dataclasses.asdict(self)),
         }
 
     def to_json(self, indent: int | None = 2) -> str:
         """:meth:`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
 
-    def __str__(self) -> str:
-        from curvop.inspection.table import table
+    # ---------------------------------------------------------------------- in words
 
-        return table(self)
+    def __str__(self) -> str:
+        lines = [
+            *table.wrapped(f"Preflight of {self._subject}"),
+            *table.wrapped(self._circumstances),
+            "",
+            *table.wrapped(self._summary),
+            "",
+        ]
+        for matrix in MATRICES:
+            lines += table.trial_lines(matrix, self._of(matrix), self._notes(matrix))
+        lines += [
+            *table.wrapped(table.LEGEND),
+            "",
+            *table.caution_lines(self.cautions),
+            *table.forecast_lines(self.forecasts),
+        ]
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from curvop.inspection.html import page
+        return render(
+            "curvop.inspection",
+            "preflight.html",
+            subject=self._subject,
+            circumstances=self._circumstances,
+            summary=self._summary,
+            headings=["", "way", *table.HEADINGS],
+            trials=list(self._trial_rows()),
+            legend=table.LEGEND,
+            signs=table.SIGNS,
+            cautions=self.cautions,
+            forecast_headings=["matrix", *table.FORECAST],
+            forecasts=list(self._forecast_rows()),
+        )
 
-        return page(self)
+    @property
+    def _summary(self) -> str:
+        """The verdict on the whole, in a sentence."""
+        if self.is_ready:
+            matrices = [f.matrix for f in self.forecasts]
+            rough = [t.matrix for t in self.trials if t.is_chosen and t.verdict == "rough"]
+            text = f"Ready: the automatic choice is right for {all_of(matrices)}."
+            if rough:
+                text += f" Rounding takes digits of {all_of(list(dict.fromkeys(rough)))}."
+            return text
+        stops = [c.what for c in self.cautions if c.severity == "stop"]
+        if stops:
+            return f"Not ready: {stops[0]}."
+        for t in self.trials:
+            if t.is_chosen and t.is_in_the_way:
+                what = t.reason if t.verdict == "unchecked" and t.reason else t.verdict
+                return (
+                    f"Not ready: the automatic choice for {t.matrix}, {t.way}, is {what}."
+                )
+        for f in self.forecasts:
+            if f.way is None:
+                return f"Not ready: {f.matrix}: {f.reason}."
+        return "Not ready: nothing works."
+
+    @property
+    def _subject(self) -> str:
+        """What was looked at."""
+        return (
+            f"{self.model}: {self.num_parameters:,} parameters, {self.dtype} on "
+            f"{self.device}; {self.loss} ({self.reduction})"
+        )
+
+    @property
+    def _circumstances(self) -> str:
+        """On what it was tried, and the unit of times."""
+        size = "one batch" if self.sample_size is None else f"{self.sample_size:,}"
+        total = "an unknown number of" if self.num_data is None else f"{self.num_data:,}"
+        text = f"Tried on {size} of {total} data"
+        if self.num_batches is not None:
+            text += f" in {plural(self.num_batches, 'batch')}"
+        if self.gradient_seconds is not None:
+            text += f"; the unit is their gradient: {seconds(self.gradient_seconds)}"
+            if self.gradient_bytes is not None:
+                text += f", {size_of(self.gradient_bytes)}"
+        return text + "."
+
+    def _of(self, matrix: Matrix) -> list[Trial]:
+        return [t for t in self.trials if t.matrix == matrix]
+
+    def _notes(self, matrix: Matrix) -> list[str]:
+        forecasts = [f for f in self.forecasts if f.matrix == matrix]
+        references = [r for r in self.references if r.matrix == matrix]
+        return list(table.notes(self._of(matrix), forecasts, references))
+
+    def _trial_rows(self) -> Iterator[tuple[str, ...]]:
+        for matrix in MATRICES:
+            name: str = matrix  # once
+            for t in self._of(matrix):
+                way = f"→ {t.way}" if t.is_chosen else t.way
+                rest = table.trial_cells(t) if t.works else (t.verdict, t.reason or "")
+                yield (name, way, *rest)
+                if table.explains(t):
+                    yield ("", "", t.reason or "")
+                name = ""
+            yield from (("", note) for note in self._notes(matrix))
+
+    def _forecast_rows(self) -> Iterator[tuple[str, ...]]:
+        for f in self.forecasts:
+            if f.way is not None:
+                yield (f.matrix, *table.forecast_cells(f))
+            if f.reason is not None:
+                yield (f.matrix, f.reason)
 
 
-def _plain(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: _plain(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(value) for value in x]
-    if isinstance(x, float) and not math.isfinite(x):
-        return None
-    return x
+def plain(value: Any) -> Any:
+    """What JSON has: tensors as lists, what is not finite as ``None``, the rest as words.
 
-
-def first_line(error: BaseException, length: int = 160) -> str:
-    """An error in one line of so many characters."""
-    line = whole_first_line(error).rstrip()
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+    >>> plain({"a": torch.ones(2), "b": (1, float("nan")), "c": torch.float32})
+    {'a': [1.0, 1.0], 'b': [1, None], 'c': 'float32'}
+    """
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value).removeprefix("torch.")
+    return value if isinstance(value, str | int | bool | None) else str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,38 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from curvop.risk import Batch, Data, nested, preserved
+from curvop.inspection.problem import Problem
+from curvop.risk import Batch, Data, Parameters, nested, preserved, takes_weight
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the ways to differentiate are tried on.
+    """What the ways to differentiate are tried on; ``None`` is what cannot be told."""
 
-    Attributes:
-        batch: A few data, on the device of the parameters.
-        size: How many, if it can be told.
-        first: The whole batch that they were taken from.
-        first_size: Its number of data, if it can be told.
-        second: The batch after it, if it is of the same shape.
-        num_data: Number of data in all, if it can be told.
-        num_batches: Number of batches, if it can be told.
-        load_seconds: What it takes to load a batch.
-        is_one_shot: Whether the data can be passed over only once.
-        is_uneven: Whether batches are known to differ in size.
-        is_changing: Whether a second pass began with other data.
-    """
-
-    batch: Batch
-    size: int | None
-    first: Batch
+    batch: Batch  # a few data, on the device of the parameters
+    size: int | None  # how many
+    first: Batch  # the whole batch that they were taken from
     first_size: int | None
-    second: Batch | None
-    num_data: int | None
+    second: Batch | None  # the batch after it, if it is of the same shape
+    num_data: int | None  # in all, as is the next
     num_batches: int | None
-    load_seconds: float
-    is_one_shot: bool
-    is_uneven: bool
-    is_changing: bool
+    load_seconds: float  # what it takes to load a batch
+    is_one_shot: bool  # the data can be passed over only once
+    is_uneven: bool  # batches are known to differ in size
+    is_changing: bool  # a second pass began with other data
 
     def whole(self) -> Sample:
         """The first batch as it is, where a few of its data do not do."""
@@ -51,41 +38,38 @@ class Sample:
 
 
 def take(
-    source: Any,
-    device: torch.device,
-    size: int,
-    num_data: int | None,
-    batch_size_fn: Callable[[Any], int] | None,
-    **forms: Any,
+    problem: Problem, parameters: Parameters, size: int, num_data: int | None
 ) -> Sample:
-    """The first ``size`` data.
+    """The first data.
 
     Args:
-        source: What the user gave as data.
-        device: Where the sample goes.
+        problem: What the user gave.
+        parameters: Where the sample goes.
         size: Number of data to take at most.
         num_data: Number of data in all, if the user tells.
-        batch_size_fn: Number of data in ``X``, or ``None`` for the leading axis.
-        **forms: What :class:`Data` is told of the form of the batches.
 
     Raises:
         TypeError: If the data is no iterable of pairs.
         ValueError: If it is empty, or ``num_data`` is no count.
     """
+    source, device = problem.data, parameters.device
     is_one_shot = isinstance(source, Iterator)
-    if is_one_shot:  # the operators refuse it; a look at one batch tells the rest
-        rest = list(itertools.islice(source, 1))
-        data = Data(rest, device, None, batch_size_fn, **forms)
-    else:
-        data = Data(source, device, num_data, batch_size_fn, **forms)
+    # the operators refuse one; a look at one batch tells the rest
+    data = Data(
+        list(itertools.islice(source, 1)) if is_one_shot else source,
+        device,
+        None if is_one_shot else num_data,
+        problem.batch_size_fn,
+        unpack=problem.unpack,
+        takes_weight=takes_weight(problem.loss),
+        params=parameters.tensors,
+    )
     with preserved(device, *data.generators):
         first, second, seconds = _begin(data)
         is_changing = _changes(source, data, first)
     first_size = _size(data, first)
     rows = _rows(first)
-    batch = first
-    if rows is not None and rows > size:
-        batch = cut(first, size)
+    batch = cut(first, size) if rows is not None and rows > size else first
     known, is_uneven = (None, False) if is_one_shot else _count(source, data, first_size)
     return Sample(
         batch,

@@ -1,124 +1,60 @@
-"""The words and numbers of a preflight, for text and HTML alike."""
+"""Numbers, counts and errors as people read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 
-from curvop.inspection.results import Forecast, Matrix, Preflight, Severity, Trial
+from curvop.derivatives import first_line
 
-HEADINGS = (
-    "verdict",
-    "error",
-    "asymmetry",
-    "noise",
-    "time",
-    "memory",
-    "set-up",
-    "kept",
-)
+MINUS, THIN = "−", "\u202f"
 
 
-LEGEND = (
-    "→ the automatic choice. error: against differences of first derivatives in float64; "
-    "of these, at least their own estimate. asymmetry: of uᵀAv and vᵀAu. noise: of two "
-    "products. time, memory: of a product, in gradients. set-up, kept: once, to linearize."
-)
-SIGNS: dict[Severity, str] = {"stop": "✗", "care": "!", "note": "·"}
+def number(x: float | None, digits: int = 4) -> str:
+    """With so many significant digits; ``–`` for what is not known.
+
+    >>> number(12.34567), number(-0.00001234), number(12670.3)
+    ('12.35', '−1.234e−05', '12,670')
+    """
+    if x is None or math.isnan(x):
+        return "–"
+    text = f"{x:,.0f}" if 10**digits <= abs(x) < 1e7 else f"{x:.{digits}g}"
+    return text.replace("-", MINUS)
 
 
-def summary(p: Preflight) -> str:
-    """The verdict on the whole, in a sentence."""
-    if p.is_ready:
-        matrices = [f.matrix for f in p.forecasts]
-        rough = [t.matrix for t in p.trials if t.is_chosen and t.verdict == "rough"]
-        text = f"Ready: the automatic choice is right for {_and(matrices)}."
-        if rough:
-            text += f" Rounding takes digits of {_and(list(dict.fromkeys(rough)))}."
-        return text
-    stops = [c.what for c in p.cautions if c.severity == "stop"]
-    if stops:
-        return f"Not ready: {stops[0]}."
-    for t in p.trials:
-        if t.is_chosen and t.is_in_the_way:
-            what = t.reason if t.verdict == "unchecked" and t.reason else t.verdict
-            return f"Not ready: the automatic choice for {t.matrix}, {t.way}, is {what}."
-    for f in p.forecasts:
-        if f.way is None:
-            return f"Not ready: {f.matrix}: {f.reason}."
-    return "Not ready: nothing works."
+def with_error(x: float | None, error: float | None) -> str:
+    """As precise as its error allows.
 
-
-def subject(p: Preflight) -> str:
-    """What was looked at."""
-    return (
-        f"{p.model}: {p.num_parameters:,} parameters, {p.dtype} on {p.device}; "
-        f"{p.loss} ({p.reduction})"
-    )
-
-
-def circumstances(p: Preflight) -> str:
-    """On what it was tried, and the unit of times."""
-    size = "one batch" if p.sample_size is None else f"{p.sample_size:,}"
-    total = "an unknown number of" if p.num_data is None else f"{p.num_data:,}"
-    text = f"Tried on {size} of {total} data"
-    if p.num_batches is not None:
-        text += f" in {p.num_batches:,} batch{'es' * (p.num_batches != 1)}"
-    if p.gradient_seconds is not None:
-        text += f"; the unit is their gradient: {seconds(p.gradient_seconds)}"
-        if p.gradient_bytes is not None:
-            text += f", {size_of(p.gradient_bytes)}"
-    return text + "."
-
-
-def cells(t: Trial) -> tuple[str, ...]:
-    """A trial under the headings."""
-    return (
-        t.verdict,
-        scientific(t.error),
-        scientific(t.asymmetry),
-        scientific(t.noise),
-        times(t.gradients),
-        times(t.peak_gradients),
-        "" if t.setup_seconds is None else seconds(t.setup_seconds),
-        "" if t.kept_bytes is None else size_of(t.kept_bytes),
-    )
-
-
-def explains(t: Trial) -> bool:
-    """Whether a trial that returned a product has a reason to be told."""
-    return t.works and t.verdict in ("rough", "not finite", "unchecked")
-
-
-def notes(p: Preflight, matrix: Matrix) -> Iterator[str]:
-    """What the operator says of its products, and what they were compared with."""
-    for f in p.forecasts:
-        if f.matrix == matrix and f.way is not None and f.proof is not None:
-            yield f"The operator takes {f.way}, {f.proof}"
-    is_told = any(t.matrix == matrix and t.verdict == "unchecked" for t in p.trials)
-    for r in p.references:
-        if r.matrix == matrix and r.method is None and not is_told:
-            yield f"Compared with nothing: {r.doubt}"
-        elif r.matrix == matrix and r.method is not None and r.dtype != "float64":
-            yield f"Compared with {r.method} in {r.dtype}"
-
-
-def forecast_cells(f: Forecast) -> tuple[str, ...]:
-    """The automatic choice, and what it costs."""
-    choice = f"{f.way or 'refused'}"
-    plain = "?" if f.seconds is None else seconds(f.seconds)
-    kept = "?" if f.linearized_seconds is None else seconds(f.linearized_seconds)
-    keeps = "?" if f.linearized_bytes is None else size_of(f.linearized_bytes)
-    return choice, plain, f.form or "?", kept, keeps
+    >>> with_error(12.34567, 0.021), with_error(3.0, 0.0)
+    ('12.346 ± 0.021', '3')
+    """
+    if x is None or error is None or math.isnan(error) or math.isnan(x):
+        return number(x)
+    if error == 0 or abs(x) > 1e5 * error:
+        return number(x, 6)
+    if not 1e-4 <= max(abs(x), error) < 1e6 or error < 1e-6:
+        return f"{number(x)} ± {number(error, 2)}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{x:.{decimals}f} ± {error:.{decimals}f}".replace("-", MINUS)
 
 
 def scientific(x: float | None) -> str:
-    """Two digits, as in ``3e-07``; a plain 0."""
+    """One digit, as in ``3e-07``; a plain 0."""
     return "" if x is None else "0" if x == 0 else f"{x:.0e}"
 
 
 def times(x: float | None) -> str:
     """As in ``2.1 ×``."""
     return "" if x is None else f"{x:.1f} ×" if x < 99.95 else f"{x:.0f} ×"
+
+
+def percent(share: float) -> str:
+    """A share in percent, with a narrow space.
+
+    >>> percent(0.1234).split(), percent(0.00012).split()
+    (['12.3', '%'], ['0.012', '%'])
+    """
+    return f"{100 * share:.3g}{THIN}%"
 
 
 def seconds(x: float) -> str:
@@ -141,11 +77,38 @@ def size_of(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def plural(n: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "product"), plural(1200, "batch")
+    ('1 product', '1,200 batches')
+    """
+    ending = "" if n == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{n:,} {noun}{ending}"
+
+
 def some(names: tuple[str, ...], most: int = 4) -> str:
     """The first names, and how many more there are."""
     text = ", ".join(names[:most])
     return text + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _and(names: Sequence[str]) -> str:
+def all_of(names: Sequence[str]) -> str:
+    """As in ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
+
+
+def explained(error: BaseException) -> str:
+    """The kind of an error and what it says, in one line.
+
+    >>> explained(KeyError("a")), explained(RuntimeError())
+    ("KeyError: 'a'", 'RuntimeError')
+    """
+    kind, line = type(error).__name__, shortened(error)
+    return line if line == kind else f"{kind}: {line}"
+
+
+def shortened(error: BaseException, length: int = 160) -> str:
+    """What an error says, in one line of so many characters."""
+    line = first_line(error).rstrip()
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"

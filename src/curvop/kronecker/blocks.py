@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Size, Tensor
 
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 Factor = Tensor | None  # [G, n, n]; a diagonal [G, n]; None for the identity
 Known = dict[int, tuple[Tensor, Tensor]]  # factors that have been decomposed, by their id

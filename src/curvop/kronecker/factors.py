@@ -16,7 +16,7 @@ from curvop.kronecker.fisher import Fisher
 from curvop.kronecker.kfac import MatrixSums, ScaleSums, TableSums, TiedSums
 from curvop.kronecker.layer_sums import TIED, Key, Layers, LayerSums
 from curvop.layers import Call, Embedding, MatrixCall
-from curvop.operators.layout import Space
+from curvop.operators import Space
 from curvop.risk import UNUSED
 
 Fallback = Callable[[Sequence[int]], Sequence[Tensor]]  # positions -> exact diagonals

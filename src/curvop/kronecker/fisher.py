@@ -16,7 +16,7 @@ from curvop.curvature import OutputFactor, Per, output_factor
 from curvop.kronecker.layer_sums import Layers
 from curvop.kronecker.merging import MergedBatches
 from curvop.layers import Call, Calls
-from curvop.operators.probing import probe
+from curvop.operators import probe
 from curvop.risk import (
     Data,
     Loss,

@@ -13,9 +13,7 @@ from torch import Tensor
 from curvop.derivatives import leading, trailing
 from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, eigh, multiply
 from curvop.kronecker.factors import Factors
-from curvop.operators.base import LinearOperator
-from curvop.operators.errors import SingularSystemError
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator, SingularSystemError
 
 Damping = float | Mapping[str, float] | Sequence[float]
 Method = Literal["exact", "heuristic"]

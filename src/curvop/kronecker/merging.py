@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from curvop.operators.probing import differ
+from curvop.operators import differ
 from curvop.risk import Batch, Data, Model, constant, merge, nested
 
 # What goes into the layers may be so many numbers for data that are put together.

@@ -34,9 +34,7 @@ from curvop.kronecker.inverse import (
 )
 from curvop.kronecker.spectrum import Eigendecomposition, eigendecomposition
 from curvop.kronecker.storage import read, write
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import tolerance
+from curvop.operators import Blocks, LinearOperator, tolerance
 from curvop.risk import (
     Data,
     Divisor,
@@ -419,7 +417,7 @@ def _check_deterministic(op: CurvatureLinearOperator) -> None:
         NonDeterministicError: If the passes differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
-    with op.risk.surroundings():
+    with op.risk.context():
         first = gradient_over_data(op.risk, "determinism check")
         op.risk.divisor(*first[-2:])
         second = gradient_over_data(op.risk, "determinism check")

@@ -12,9 +12,7 @@ from torch import Size, Tensor
 from curvop.derivatives import leading, trailing
 from curvop.kronecker.blocks import EigenBlock, eigh
 from curvop.kronecker.factors import Factors
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import Blocks, LinearOperator, Space, TransposedLinearOperator
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from curvop.layers.embedding import Embedding
 from curvop.layers.linear import Linear
 from curvop.layers.norms import Norm
 from curvop.layers.recurrent import LOOPS, is_packed
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 OnGradient = Callable[[int, Tensor], None]  # position of a call, gradient of its output
 Table = dict[Any, tuple[type[Call], list[str]]]

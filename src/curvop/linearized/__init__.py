@@ -1,14 +1,12 @@
 """The same matrices, with the work of a data pass kept for many products."""
 
-from curvop.linearized.factored import NotFactorableError
-from curvop.linearized.linearization import linearize, linearized_as, origin
-from curvop.linearized.operator import (
+from curvop.curvature import (
     Form,
     LinearizedJacobianLinearOperator,
     LinearizedLinearOperator,
-    refuse_if_changed,
-    versions,
 )
+from curvop.linearized.factored import NotFactorableError
+from curvop.linearized.linearization import linearize, linearized_as, origin
 from curvop.linearized.rows import ROWS_BYTES
 
 __all__ = [
@@ -20,6 +18,4 @@ __all__ = [
     "linearize",
     "linearized_as",
     "origin",
-    "refuse_if_changed",
-    "versions",
 ]

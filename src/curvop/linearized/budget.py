@@ -11,7 +11,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Batch, Predictions, Risk, merge, nested
 
 # Small batches are merged up to this many data and bytes of activations: Python overhead

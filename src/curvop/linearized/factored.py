@@ -31,7 +31,7 @@ from curvop.derivatives import (
 )
 from curvop.layers import Call, Calls, Linear
 from curvop.linearized.budget import BatchProduct, Budget, Kept, held, merged, storages
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Batch, Parameters
 
 if TYPE_CHECKING:

@@ -7,12 +7,14 @@ import time
 from curvop.curvature import (
     CurvatureLinearOperator,
     DifferentiatedLinearOperator,
+    Form,
     JacobianLinearOperator,
+    LinearizedLinearOperator,
+    Products,
 )
 from curvop.linearized import stacked, summed
 from curvop.linearized.budget import Budget
-from curvop.linearized.operator import Form, LinearizedLinearOperator, Products
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 def linearize(
@@ -33,7 +35,8 @@ def linearize(
     else:
         assert isinstance(op, JacobianLinearOperator)  # those are all that there are
         form, products = stacked.first_form(op, budget)
-    return LinearizedLinearOperator(op, products, form, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return _operator(op, products, form, seconds)
 
 
 def linearized_as(
@@ -49,7 +52,14 @@ def linearized_as(
     Raises:
         NotFactorableError: If the matrix does not have this form, or it would not pay.
     """
-    return LinearizedLinearOperator(op, summed.of_form(form, op, v), form, 0.0)
+    return _operator(op, summed.of_form(form, op, v), form, 0.0)
+
+
+def _operator(
+    op: DifferentiatedLinearOperator, products: Products, form: Form, seconds: float
+) -> LinearizedLinearOperator:
+    at = op.risk.parameters
+    return LinearizedLinearOperator(op, at, op.chunk_size, products, form, seconds)
 
 
 def origin(H: object, who: str) -> CurvatureLinearOperator:

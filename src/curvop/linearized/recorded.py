@@ -10,8 +10,7 @@ from torch import Tensor
 from curvop.linearized.budget import BatchProduct, Budget, Kept, held, merged, storages
 from curvop.linearized.replay import Replay
 from curvop.linearized.tracing import Recordable, bind, record
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe
+from curvop.operators import Blocks, probe
 from curvop.risk import Batch, nested
 
 if TYPE_CHECKING:

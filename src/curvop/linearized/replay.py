@@ -16,8 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from curvop.derivatives import apply_each, at, gather, is_refusal
 from curvop.linearized.rewriting import fuse
 from curvop.linearized.tracing import Call, Recording, simplify
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import differ
+from curvop.operators import Blocks, differ
 
 # Columns that one replay takes: Python overhead is amortised, memory stays bounded.
 CHUNK = 8

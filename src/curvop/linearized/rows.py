@@ -14,7 +14,7 @@ from curvop.derivatives import Aux, ChunkSize, Differentiable, Middle, hessian_m
 from curvop.layers import Calls
 from curvop.linearized.budget import Budget, Kept
 from curvop.linearized.factored import STREAM, NotFactorableError
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Batch, Parameters, nested
 
 if TYPE_CHECKING:

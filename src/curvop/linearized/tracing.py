@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from curvop.derivatives import Aux, ChunkSize, Differentiable, Middle, hessian_map
 from curvop.linearized.rewriting import alike, rewrite
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import TURN, Parameters
 
 Call = Callable[..., list[Tensor]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curvop.curvature import check_columns
 from curvop.derivatives import first_line
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 def verify(got: Sequence[Tensor], right: Sequence[Tensor], rounding: float) -> None:

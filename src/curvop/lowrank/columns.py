@@ -11,9 +11,7 @@ from torch import Size, Tensor
 
 from curvop.derivatives import leading, trailing
 from curvop.lowrank.piece import Piece, Source
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Space
+from curvop.operators import Blocks, LinearOperator, Space, TransposedLinearOperator
 
 
 @final

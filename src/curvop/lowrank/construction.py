@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from curvop.linearized import refuse_if_changed, versions
+from curvop.curvature import refuse_if_changed, versions
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.derivation import Batch, Way, ways
 from curvop.lowrank.factor import GramFactor
 from curvop.lowrank.piece import Piece, Source, merged
-from curvop.operators.layout import Blocks
-from curvop.operators.probing import probe, tolerance
+from curvop.operators import Blocks, probe, tolerance
 from curvop.risk import constant, refuse_reading
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def factor(
         b.to(op.dtype)
         for b in probe([p.detach()[None] for p in op.risk.parameters.tensors])
     ]
-    with op.risk.surroundings():
+    with op.risk.context():
         data = list(op.risk.data.batches("factor"))
         products = [op.sum_over([batch], v)[0] for batch in data]
         refuse_reading(op.risk, *data[0])
@@ -60,7 +59,9 @@ def factor(
             if op.risk.data.batch_size(X, y)
         ]
         sources = _sources(op, pairs, v, memory_budget)
-    V = FactorColumnsLinearOperator(sources, op._codomain, dtype=op.dtype, device=op.device)
+    V = FactorColumnsLinearOperator(
+        sources, op.output_space, dtype=op.dtype, device=op.device
+    )
     return GramFactor(V, gram_dtype or torch.promote_types(op.dtype, torch.float32))
 
 
@@ -86,7 +87,7 @@ def _sources(
 
     def anew(batch: Batch, way: Way, data: range) -> Piece:
         refuse_if_changed(op.risk.parameters.watched, before)
-        with op.risk.surroundings():
+        with op.risk.context():
             return way(batch, data)
 
     make = _kept if step >= most else partial(partial, anew)

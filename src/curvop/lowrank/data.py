@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from curvop.lowrank.parts import Part, Stored
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Parameters, constant, nested
 
 # Columns that are pulled back at once: each takes the memory of a datum's activations.

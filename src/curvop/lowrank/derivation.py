@@ -13,7 +13,7 @@ from curvop.lowrank.data import parts_by_passes, parts_by_vmap
 from curvop.lowrank.layers import parts_of_layers
 from curvop.lowrank.parts import Part
 from curvop.lowrank.piece import Piece
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 from curvop.risk import Parameters, nested
 
 

@@ -13,8 +13,7 @@ from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.directions import Directions, NewtonStep, newton_step
 from curvop.lowrank.inverse import GramInverseLinearOperator
 from curvop.lowrank.spectrum import eigenpairs, nonzero
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Vector, read
+from curvop.operators import Blocks, LinearOperator, Vector, admit, read
 
 
 @final
@@ -47,7 +46,9 @@ class GramFactor(LinearOperator):
     """
 
     def __init__(self, V: FactorColumnsLinearOperator, gram_dtype: torch.dtype) -> None:
-        super().__init__(V._codomain, V._codomain, dtype=V.dtype, device=V.device, psd=True)
+        super().__init__(
+            V.output_space, V.output_space, dtype=V.dtype, device=V.device, psd=True
+        )
         self._V = V
         self._K = V.gram(V, gram_dtype)
 
@@ -161,10 +162,12 @@ class GramFactor(LinearOperator):
 
     def _vector(self, x: Vector) -> Tensor:
         """One vector in any form, as one tensor ``[P]``."""
-        blocks, form = read(x, self._domain)
+        blocks, form = read(x, self.input_space)
         if not form.is_vector:
             raise ValueError("Expected one gradient, got a matrix of several.")
-        return torch.cat([self._admit(b).detach().flatten() for b in blocks])
+        return torch.cat(
+            [admit(b, self.dtype, self.device).detach().flatten() for b in blocks]
+        )
 
     def _matmat(self, M: Blocks) -> Blocks:
         return self._V._matmat(self._V._rmatmat(M))

@@ -12,8 +12,7 @@ from curvop.generators import source
 from curvop.lowrank.checks import check_count
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.spectrum import nonzero
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator
 
 
 @final
@@ -38,7 +37,9 @@ class GramInverseLinearOperator(LinearOperator):
     """
 
     def __init__(self, V: FactorColumnsLinearOperator, K: Tensor, damping: float) -> None:
-        super().__init__(V._codomain, V._codomain, dtype=V.dtype, device=V.device, psd=True)
+        super().__init__(
+            V.output_space, V.output_space, dtype=V.dtype, device=V.device, psd=True
+        )
         self._V = V
         self._K = K
         self.damping = damping

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curvop.layers import Call, Calls, MatrixCall
 from curvop.lowrank.parts import Outer, Part, Stored
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 def parts_of_layers(

@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor
 
 from curvop.lowrank.parts import Part, gram, joined
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 @final

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from curvop.eigenpairs import Eigenpairs
 from curvop.lowrank.columns import FactorColumnsLinearOperator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks
 
 
 def nonzero(values: Tensor, of: torch.dtype, size: int) -> Tensor:

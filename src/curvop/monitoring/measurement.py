@@ -24,19 +24,12 @@ from curvop.spectra import Eigenpairs, eigsh
 
 @dataclass(frozen=True)
 class Plan:
-    """What a measurement consists of.
+    """What a measurement consists of."""
 
-    Attributes:
-        k: Number of eigenvalues.
-        num_probes: Random vectors for the trace; zero for none.
-        tol: Residual of an eigenpair, relative to the norm of the matrix.
-        maxiter: Products at most for eigenpairs, and for the preconditioned as many.
-    """
-
-    k: int
-    num_probes: int
-    tol: float
-    maxiter: int
+    k: int  # number of eigenvalues
+    num_probes: int  # random vectors for the trace; zero for none
+    tol: float  # residual of an eigenpair, relative to the norm of the matrix
+    maxiter: int  # products at most for eigenpairs, and for the preconditioned as many
 
 
 @dataclass(frozen=True)

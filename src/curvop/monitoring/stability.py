@@ -1,4 +1,4 @@
-r"""What an optimizer makes of curvature: its preconditioner, its stability threshold.
+r"""The edge of stability: what optimizers divide gradients by, and how far they are stable.
 
 On a quadratic of curvature ``λ`` an optimizer diverges once ``λ``, or the eigenvalue of
 ``P⁻¹ H`` for a preconditioned one, is beyond a threshold:
@@ -13,12 +13,77 @@ On a quadratic of curvature ``λ`` an optimizer diverges once ``λ``, or the eig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+State = dict[str, Any]  # of one parameter in an optimizer
+Group = dict[str, Any]  # of parameters with the same settings
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an optimizer divides gradients, and when it becomes unstable."""
+
+    # from the state of a parameter to the diagonal; None for ones
+    divisor: Callable[[State, Group], Tensor] | None
+    formula: str  # what the entries are
+    # learning rate times sharpness at which a quadratic becomes unstable, and the
+    # formula of the sharpness
+    limit: Callable[[Group], tuple[float, str]]
+
+
+def _adam(state: State, group: Group) -> Tensor:
+    beta = float(group["betas"][1])
+    key = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+    v_hat: Tensor = state[key] / (1 - beta ** float(state["step"]))
+    return v_hat.sqrt() + float(group["eps"])
+
+
+def _rmsprop(state: State, group: Group) -> Tensor:
+    v: Tensor = state["square_avg"]
+    if group["centered"]:
+        v = v - state["grad_avg"].square()
+    return v.clamp(min=0).sqrt() + float(group["eps"])
+
+
+def _adagrad(state: State, group: Group) -> Tensor:
+    total: Tensor = state["sum"]
+    return total.sqrt() + float(group["eps"])
+
+
+def _averaged(group: Group) -> tuple[float, str]:
+    """Momentum that averages gradients: 38 for 0.9."""
+    beta = float(group["betas"][0])
+    return 2 * (1 + beta) / (1 - beta), "2 (1 + β₁) / ((1 − β₁) η)"
+
+
+def _summed(group: Group) -> tuple[float, str]:
+    """Momentum that sums them, or none."""
+    beta = float(group.get("momentum", 0.0))
+    if not beta:
+        return 2.0, "2 / η"
+    if group.get("nesterov"):
+        return 2 * (1 + beta) / (1 + 2 * beta), "2 (1 + β) / ((1 + 2β) η)"
+    if damp := float(group.get("dampening", 0.0)):
+        return 2 * (1 + beta) / (1 - damp), "2 (1 + β) / ((1 − dampening) η)"
+    return 2 * (1 + beta), "2 (1 + β) / η"
+
+
+RULES = {
+    "Adam": Rule(_adam, "diag(√v̂ + ε)", _averaged),
+    "AdamW": Rule(_adam, "diag(√v̂ + ε)", _averaged),
+    "RMSprop": Rule(_rmsprop, "diag(√v + ε)", _summed),
+    "Adagrad": Rule(_adagrad, "diag(√Σg² + ε)", _summed),
+    "SGD": Rule(None, "the identity", _summed),
+}
+
+
+# ------------------------------------------------------------ while a model is trained
 
 
 def learning_rate(optimizer: Optimizer | None) -> float | None:
@@ -30,33 +95,26 @@ def learning_rate(optimizer: Optimizer | None) -> float | None:
 
 def threshold(optimizer: Optimizer | None) -> float | None:
     """The largest stable sharpness, if it is known; weight decay adds to the Hessian."""
-    eta = learning_rate(optimizer)
-    if not eta or type(optimizer) is not SGD:
+    if type(optimizer) is not SGD:
         return None
-    settings = {
-        tuple(group[name] for name in ("momentum", "nesterov", "weight_decay", "dampening"))
-        for group in optimizer.param_groups
-    }
-    if len(settings) > 1 or any(group["maximize"] for group in optimizer.param_groups):
+    names = ("momentum", "nesterov", "weight_decay", "dampening", "maximize")
+    eta, groups = learning_rate(optimizer), optimizer.param_groups
+    is_alike = len({tuple(group[name] for name in names) for group in groups}) == 1
+    group = groups[0]
+    if not eta or not is_alike or group["dampening"] or group["maximize"]:
         return None
-    ((beta, nesterov, decay, dampening),) = settings
-    if dampening:
-        return None
-    limit: float = (2 + 2 * beta) / ((1 + 2 * beta if nesterov else 1) * eta)
-    return limit - float(decay)
+    return _summed(group)[0] / eta - float(group["weight_decay"])
 
 
 def preconditioned_threshold(optimizer: Optimizer | None) -> float | None:
     """The largest stable eigenvalue of ``P⁻¹ H``, if it is known."""
-    eta = learning_rate(optimizer)
-    if not eta or not isinstance(optimizer, Adam | AdamW):
+    if not isinstance(optimizer, Adam | AdamW):
         return None
-    betas = {float(group["betas"][0]) for group in optimizer.param_groups}
-    decays = any(group["weight_decay"] for group in optimizer.param_groups)
-    if len(betas) > 1 or decays:
+    eta, groups = learning_rate(optimizer), optimizer.param_groups
+    betas = {float(group["betas"][0]) for group in groups}
+    if not eta or len(betas) > 1 or any(group["weight_decay"] for group in groups):
         return None
-    beta = betas.pop()
-    return (2 + 2 * beta) / ((1 - beta) * eta)
+    return _averaged(groups[0])[0] / eta
 
 
 def check_preconditioned(optimizer: Any) -> None:
@@ -80,9 +138,7 @@ def preconditioner(optimizer: Optimizer, params: Sequence[Tensor]) -> Tensor | N
     return torch.cat([_of_adam(optimizer.state[p], of[id(p)]).reshape(-1) for p in params])
 
 
-def _of_adam(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    t, (beta1, beta2) = float(state["step"]), group["betas"]
-    second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    root: Tensor = (second / (1 - beta2**t)).sqrt()
-    P: Tensor = (1 - beta1**t) * (root + group["eps"])
+def _of_adam(state: State, group: Group) -> Tensor:
+    beta = float(group["betas"][0])
+    P: Tensor = (1 - beta ** float(state["step"])) * _adam(state, group)
     return P

@@ -1,57 +1,39 @@
-"""To and from other libraries: tensors, NumPy, SciPy."""
+"""Matrices of NumPy and SciPy as operators."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy
-import scipy.sparse
 import torch
-from numpy.typing import DTypeLike
+from scipy.sparse import sparray, spmatrix
 from scipy.sparse.linalg import LinearOperator as SciPyOperator
+from scipy.sparse.linalg import aslinearoperator
 from torch import Size, Tensor
 
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
 from curvop.operators.layout import Blocks, Space
+from curvop.operators.linear_operator import (
+    LinearOperator,
+    TransposedLinearOperator,
+    converted,
+)
+from curvop.operators.scipy_export import tensor
 from curvop.operators.structured import DenseLinearOperator
 
 
-def as_operator(A: Any) -> LinearOperator:
-    """Whatever is a matrix, as an operator.
+@converted.register(numpy.ndarray)
+def _(A: numpy.ndarray) -> LinearOperator:
+    if A.dtype.kind != "f":
+        raise TypeError(
+            f"Expected a real floating-point array, got {A.dtype}. Convert it with "
+            ".astype(float)."
+        )
+    return DenseLinearOperator(tensor(A))
 
-    Args:
-        A: A tensor ``[M, N]``, NumPy array, SciPy sparse matrix, SciPy
-            ``LinearOperator``, or one of ours, which is returned as it is.
 
-    Returns:
-        The operator. A dense matrix is tagged as symmetric if it is so but for rounding;
-        SciPy's carry no tags: see :func:`assume_symmetric`.
-
-    Raises:
-        TypeError: If ``A`` is none of these, or not real floating point.
-        ValueError: If it is not two-dimensional.
-
-    >>> as_operator(torch.eye(2))
-    <2x2 DenseLinearOperator, torch.float32, cpu, symmetric>
-    """
-    if isinstance(A, LinearOperator):
-        return A
-    if isinstance(A, Tensor):
-        return DenseLinearOperator(A)
-    if isinstance(A, numpy.ndarray):
-        if A.dtype.kind != "f":
-            raise TypeError(
-                f"Expected a real floating-point array, got {A.dtype}. Convert it with "
-                ".astype(float)."
-            )
-        return DenseLinearOperator(_tensor(A))
-    if isinstance(A, SciPyOperator) or scipy.sparse.issparse(A):
-        return SciPyLinearOperator(scipy.sparse.linalg.aslinearoperator(A))
-    raise TypeError(
-        "Expected a curvop operator, a tensor, a NumPy array or a SciPy matrix or "
-        f"LinearOperator, got {type(A).__name__}."
-    )
+@converted.register(SciPyOperator)
+@converted.register(sparray)
+@converted.register(spmatrix)
+def _(A: SciPyOperator | sparray | spmatrix) -> LinearOperator:
+    return SciPyLinearOperator(aslinearoperator(A))
 
 
 class SciPyLinearOperator(LinearOperator):
@@ -81,51 +63,3 @@ class SciPyLinearOperator(LinearOperator):
 
     def _transpose(self) -> LinearOperator:
         return TransposedLinearOperator(self, self._rmatmat)
-
-
-class SciPyExport(SciPyOperator):  # type: ignore[misc]
-    """One of our operators as a SciPy ``LinearOperator``; see ``to_scipy``."""
-
-    def __init__(self, A: LinearOperator, dtype: DTypeLike | None = None) -> None:
-        self._A = A
-        own = torch.empty(0, dtype=_exportable(A.dtype)).numpy().dtype
-        super().__init__(own if dtype is None else numpy.dtype(dtype), A.shape)
-
-    def _matvec(self, x: numpy.ndarray) -> numpy.ndarray:
-        return self._apply(self._A, x.reshape(-1))
-
-    def _rmatvec(self, x: numpy.ndarray) -> numpy.ndarray:
-        return self._apply(self._A.T, x.reshape(-1))
-
-    def _matmat(self, X: numpy.ndarray) -> numpy.ndarray:
-        return self._apply(self._A, X)
-
-    def _rmatmat(self, X: numpy.ndarray) -> numpy.ndarray:
-        return self._apply(self._A.T, X)
-
-    def _apply(self, A: LinearOperator, x: numpy.ndarray) -> numpy.ndarray:
-        v = _tensor(x).to(A.device)
-        if v.is_complex():
-            # as two real columns: half precision has no complex type of its own
-            parts = torch.stack([v.real, v.imag], -1).reshape(v.shape[0], -1)
-            Av = torch.view_as_complex(
-                self._real(A, parts).reshape(A.shape[0], *v.shape[1:], 2).contiguous()
-            )
-            kind = numpy.result_type(self.dtype, numpy.complex64)
-        else:
-            Av, kind = self._real(A, v), self.dtype
-        return numpy.asarray(Av.cpu().numpy(), dtype=kind)
-
-    def _real(self, A: LinearOperator, v: Tensor) -> Tensor:
-        Av: Tensor = A @ v.to(A.dtype)
-        return Av.to(_exportable(A.dtype))
-
-
-def _tensor(x: numpy.ndarray) -> Tensor:
-    """Torch knows neither negative strides nor arrays that must not be written to."""
-    return torch.from_numpy(numpy.require(x, requirements=["C", "W"]))
-
-
-def _exportable(dtype: torch.dtype) -> torch.dtype:
-    """NumPy has no bfloat16, and its float16 has no BLAS: export both as float32."""
-    return torch.float32 if dtype.itemsize < 4 else dtype

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy
 import torch
 from torch import Size, Tensor
 
@@ -63,6 +64,48 @@ class Space:
         start = sum(self.sizes[:i])
         return slice(start, start + self.sizes[i])
 
+    def positions(self, index: Any, device: torch.device) -> Tensor:
+        """Flat positions that an index selects, as ``int64`` on ``device``.
+
+        Raises:
+            TypeError: If the index is of an unknown kind.
+            IndexError: If it is out of range.
+            ValueError: If a mask has the wrong length or a name is unknown.
+        """
+        N = self.dim
+        if isinstance(index, str):
+            index = self.index(index)
+        if isinstance(index, slice):
+            return torch.tensor(range(N)[index], dtype=torch.int64, device=device)
+        if isinstance(index, Sequence) and index and isinstance(index[0], str):
+            return torch.cat([self.positions(name, device) for name in index])
+        if isinstance(index, numpy.ndarray):
+            index = index.copy()  # torch knows no negative strides
+        try:
+            where = torch.as_tensor(index, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                "Expected an integer, slice, mask, list of positions or parameter names as "
+                f"index, got {type(index).__name__}."
+            ) from error
+        if where.numel() == 0 and where.dtype != torch.bool:
+            where = where.long()
+        if where.ndim == 0:
+            where = where[None]
+        if where.ndim != 1 or where.is_floating_point() or where.is_complex():
+            raise TypeError(
+                "Expected one-dimensional integer positions or a boolean mask, got "
+                f"{where.dtype} of shape {tuple(where.shape)}."
+            )
+        if where.dtype == torch.bool:
+            if where.shape[0] != N:
+                raise ValueError(f"Expected a mask of length {N}, got {where.shape[0]}.")
+            return where.nonzero()[:, 0]
+        where = where.long()
+        if bool(((where < -N) | (where >= N)).any()):
+            raise IndexError(f"Expected positions in [-{N}, {N}), got {where.tolist()}.")
+        return where % N
+
 
 @dataclass(frozen=True)
 class Form:
@@ -98,6 +141,47 @@ class Form:
         if self.kind == "dict" and space.names is not None:
             return dict(zip(space.names, blocks, strict=True))
         return tuple(blocks) if self.kind == "tuple" else blocks
+
+
+def merge(a: Space, b: Space, what: str) -> Space:
+    """One space for two that must be equal; block structure and names survive.
+
+    A flat space ``[N]`` (a dense matrix, say) fits every space with ``N`` entries: the
+    one with more structure is kept.
+
+    Raises:
+        ValueError: If the spaces differ.
+    """
+    if a.shapes == b.shapes:
+        return Space(a.shapes, a.names if a.names == b.names else a.names or b.names)
+    if a.dim == b.dim and (_is_flat(a) or _is_flat(b)):
+        return b if _is_flat(a) else a
+    raise ValueError(
+        f"Expected operators with the same {what}, got blocks "
+        f"{[tuple(s) for s in a.shapes]} and {[tuple(s) for s in b.shapes]}."
+    )
+
+
+def _is_flat(space: Space) -> bool:
+    return len(space.shapes) == 1 and len(space.shapes[0]) == 1
+
+
+def flatten(M: Blocks) -> Tensor:
+    """Blocks ``[*n_i, K]`` as one matrix ``[N, K]``."""
+    parts = [b.reshape(-1, b.shape[-1]) for b in M]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def unflatten(flat: Tensor, space: Space) -> Blocks:
+    """One matrix ``[N, K]`` as blocks ``[*n_i, K]``."""
+    parts = zip(flat.split(space.sizes), space.shapes, strict=True)
+    return [b.reshape(*shape, flat.shape[-1]) for b, shape in parts]
+
+
+def reshape(M: Blocks, space: Space) -> Blocks:
+    """View blocks over one space as blocks over another with as many entries."""
+    same = [b.shape[:-1] for b in M] == list(space.shapes)
+    return M if same else unflatten(flatten(M), space)
 
 
 def read(x: Vector, space: Space, side: Side = "right") -> tuple[Blocks, Form]:
@@ -198,3 +282,32 @@ def _read_sequence(x: Sequence[Tensor], space: Space, side: Side) -> tuple[Block
 
 def _show(shapes: Sequence[Size]) -> str:
     return "[" + ", ".join(str(tuple(s)) for s in shapes) + "]"
+
+
+def admit(b: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Promote integers, refuse what would be truncated or copied across devices.
+
+    Raises:
+        TypeError: If the dtype differs.
+        ValueError: If the device does.
+    """
+    if b.device != device:
+        raise ValueError(
+            f"Expected a vector on {device}, got one on {b.device}. Move it "
+            f"with .to({str(device)!r})."
+        )
+    if b.is_complex():
+        if b.dtype.to_real() != dtype and dtype.itemsize > 2:
+            raise TypeError(
+                f"Expected {dtype.to_complex()}, got {b.dtype}. Convert it "
+                f"with .to({dtype.to_complex()})."
+            )
+        return b
+    if not b.dtype.is_floating_point:
+        return b.to(dtype)
+    if b.dtype != dtype:
+        raise TypeError(
+            f"Expected a vector of dtype {dtype}, got {b.dtype}. Convert it "
+            f"with .to({dtype})."
+        )
+    return b

@@ -7,24 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor
 
-from curvop.operators.algebra import TransposedLinearOperator
-from curvop.operators.base import LinearOperator
-from curvop.operators.layout import Blocks, Space
-
-
-def _flat(M: Blocks) -> Tensor:
-    """Blocks ``[*n_i, K]`` as one matrix ``[N, K]``."""
-    parts = [b.reshape(-1, b.shape[-1]) for b in M]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _blocks(flat: Tensor, space: Space) -> Blocks:
-    """One matrix ``[N, K]`` as blocks ``[*n_i, K]``."""
-    K = flat.shape[-1]
-    return [
-        b.reshape(*shape, K)
-        for b, shape in zip(flat.split(space.sizes), space.shapes, strict=True)
-    ]
+from curvop.operators.layout import Blocks, Space, flatten, unflatten
+from curvop.operators.linear_operator import (
+    LinearOperator,
+    TransposedLinearOperator,
+    check_match,
+    converted,
+)
+from curvop.operators.probing import tolerance
 
 
 def _space(shapes: Sequence[Sequence[int]] | None, N: int, side: str) -> Space:
@@ -61,8 +51,12 @@ def _is_symmetric(A: Tensor) -> bool:
         return True
     if not A.is_floating_point():
         return False
-    rounding = torch.finfo(A.dtype).eps ** 0.5 / 4
-    return bool((A - A.T).abs().max() <= rounding * A.abs().max())
+    return bool((A - A.T).abs().max() <= tolerance(A.dtype) * A.abs().max())
+
+
+@converted.register(Tensor)
+def _(A: Tensor) -> LinearOperator:
+    return DenseLinearOperator(A)
 
 
 class DenseLinearOperator(LinearOperator):
@@ -114,10 +108,10 @@ class DenseLinearOperator(LinearOperator):
         self._matrix = A
 
     def _matmat(self, M: Blocks) -> Blocks:
-        return _blocks(self._matrix @ _flat(M), self._codomain)
+        return unflatten(self._matrix @ flatten(M), self._codomain)
 
     def _rmatmat(self, M: Blocks) -> Blocks:
-        return _blocks(self._matrix.T @ _flat(M), self._domain)
+        return unflatten(self._matrix.T @ flatten(M), self._domain)
 
     def _transpose(self) -> LinearOperator:
         return TransposedLinearOperator(self, self._rmatmat)
@@ -228,15 +222,13 @@ class BlockDiagonalLinearOperator(LinearOperator):
     """
 
     def __init__(self, blocks: Sequence[LinearOperator]) -> None:
-        from curvop.operators.algebra import check_match
-
         if not blocks:
             raise ValueError("Expected at least one operator on the diagonal.")
         for A in blocks[1:]:
             check_match(blocks[0], A)
         super().__init__(
-            _join([A._domain for A in blocks]),
-            _join([A._codomain for A in blocks]),
+            _join([A.input_space for A in blocks]),
+            _join([A.output_space for A in blocks]),
             dtype=blocks[0].dtype,
             device=blocks[0].device,
             symmetric=all(A.symmetric for A in blocks),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from curvop.operators.base import LinearOperator
-from curvop.operators.interop import as_operator
-from curvop.operators.layout import Blocks
+from curvop.operators.layout import Blocks, reshape
+from curvop.operators.linear_operator import LinearOperator, as_operator
 
 
 class TaggedLinearOperator(LinearOperator):
@@ -16,8 +15,8 @@ class TaggedLinearOperator(LinearOperator):
         if A.shape[0] != A.shape[1]:
             raise ValueError(f"A symmetric matrix is square; this one is {A.shape}.")
         super().__init__(
-            A._domain,
-            A._domain,
+            A.input_space,
+            A.input_space,
             dtype=A.dtype,
             device=A.device,
             symmetric=True,
@@ -26,9 +25,7 @@ class TaggedLinearOperator(LinearOperator):
         self._A = A
 
     def _matmat(self, M: Blocks) -> Blocks:
-        from curvop.operators.algebra import reshape
-
-        return reshape(self._A._matmat(M), self._domain)
+        return reshape(self._A._matmat(M), self.input_space)
 
     def _transpose(self) -> LinearOperator:
         return self

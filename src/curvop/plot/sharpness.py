@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from curvop.monitoring.record import CurvatureRecord
+from curvop.monitoring import CurvatureRecord
 from curvop.plot.canvas import BLUE, CURVATURE, GREY, ORANGE, axes
 
 if TYPE_CHECKING:

@@ -1,5 +1,10 @@
-"""Reports of the curvature of a model, and the command line that makes them."""
+"""Reports of the curvature of a model, and the command line that makes them.
 
-from curvop.reporting.api import Report, report
+The way of a number: ``sections`` measures it, ``computation`` keeps it, ``findings`` has it
+frozen, ``page`` puts it into rows and figures, ``report.html`` says what it means.
+"""
 
-__all__ = ["Report", "report"]
+from curvop.reporting.command import main
+from curvop.reporting.report import Report, report
+
+__all__ = ["Report", "main", "report"]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-import curvop
-from curvop.reporting.account import seconds
-from curvop.reporting.api import Report, written
-from curvop.reporting.findings import Settings
-from curvop.reporting.matrix import OPERATORS
-from curvop.reporting.target import Target, UsageError, loaded
-from curvop.reporting.wording import number, with_error
+from curvop._version import __version__
+from curvop.inspection import Problem, number, preflight, with_error
+from curvop.reporting.deadline import in_seconds
+from curvop.reporting.findings import MATRICES, Settings
+from curvop.reporting.report import Report, aloud, silent, written
+from curvop.reporting.target import UsageError, loaded
 
 DONE, FAILED, MISUSED, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -65,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MISUSED
     begin = time.monotonic()
     try:
-        with loaded(options.target) as target:
-            run: Callable[[argparse.Namespace, Target, float], int] = options.run
-            return run(options, target, begin)
+        with loaded(options.target) as problem:
+            run: Callable[[argparse.Namespace, Problem, float], int] = options.run
+            return run(options, problem, begin)
     except UsageError as error:
         return _failed(options, error, MISUSED)
     except KeyboardInterrupt:
-        _aloud("interrupted")
+        aloud("interrupted")
         return INTERRUPTED
     except Exception as error:
         return _failed(options, error, FAILED)
@@ -81,20 +78,16 @@ def _failed(options: argparse.Namespace, error: Exception, code: int) -> int:
     if options.traceback:
         traceback.print_exc()
     kind = "" if isinstance(error, UsageError | ValueError) else f"{type(error).__name__}: "
-    _aloud(f"error: {kind}{error}")
+    aloud(f"error: {kind}{error}")
     if code == FAILED and not options.traceback:
-        _aloud("(--traceback shows where)")
+        aloud("(--traceback shows where)")
     return code
-
-
-def _aloud(message: str) -> None:
-    tqdm.write(f"curvop: {message}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------- report
 
 
-def _report(options: argparse.Namespace, target: Target, begin: float) -> int:
+def _report(options: argparse.Namespace, problem: Problem, begin: float) -> int:
     settings = Settings(
         curvature=options.curvature,
         k=options.k,
@@ -106,8 +99,8 @@ def _report(options: argparse.Namespace, target: Target, begin: float) -> int:
         progressbar=not options.quiet,
         title=options.title or f"{Path(options.target).name}",
     )
-    say: Callable[[str], None] = (lambda message: None) if options.quiet else _aloud
-    report = written(target, settings, options.out, begin, say)
+    say = silent if options.quiet else aloud
+    report = written(problem, settings, options.out, begin, say)
     _summarise(report)
     if report.status == "interrupted":
         return INTERRUPTED
@@ -135,7 +128,7 @@ def _summarise(report: Report) -> None:
     for name, text in lines:
         print(f"{name:<{width}}  {text}")
     for name, error in report.record["errors"].items():
-        _aloud(f"error in the section {name!r}: {error}")
+        aloud(f"error in the section {name!r}: {error}")
     print(f"{report.status}: {report.html}")
     if report.status != "complete":
         print("Run the same command again to go on.")
@@ -144,15 +137,15 @@ def _summarise(report: Report) -> None:
 # ---------------------------------------------------------------------------- preflight
 
 
-def _preflight(options: argparse.Namespace, target: Target, begin: float) -> int:
-    found = curvop.preflight(
-        target.model,
-        target.loss,
-        target.params,
-        target.data,
-        reduction=target.reduction,
-        batch_size_fn=target.batch_size_fn,
-        unpack=target.unpack,
+def _preflight(options: argparse.Namespace, problem: Problem, begin: float) -> int:
+    found = preflight(
+        problem.model,
+        problem.loss,
+        problem.params,
+        problem.data,
+        reduction=problem.reduction,
+        batch_size_fn=problem.batch_size_fn,
+        unpack=problem.unpack,
     )
     print(found.to_json() if options.json else found)
     return DONE if found.is_ready else FAILED
@@ -168,7 +161,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"curvop {_version()}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"curvop {__version__} (torch {torch.__version__})",
+    )
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     report = commands.add_parser(
@@ -185,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the report (default: curvop-report)")  # fmt: skip
     add("--budget", metavar="TIME", type=_duration, default="10m",
         help="time it may take, as in 90s, 10m, 2h or none (default: 10m)")  # fmt: skip
-    add("--curvature", choices=[*OPERATORS], default="hessian",
+    add("--curvature", choices=[*MATRICES], default="hessian",
         help="which matrix (default: hessian)")  # fmt: skip
     add("-k", type=_positive, default=10, metavar="N",
         help="eigenvalues at each end of the spectrum (default: 10)")  # fmt: skip
@@ -196,18 +193,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_seed, default=0, help="of all random vectors (default: 0)")
     add("--title", help="heading of the page (default: the target)")
 
-    preflight = commands.add_parser(
+    look = commands.add_parser(
         "preflight",
         help="try every way to differentiate on one batch, and say which are right",
         description=PREFLIGHT + RETURNS,
         epilog=CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    preflight.set_defaults(run=_preflight)
-    preflight.add_argument("target", help=TARGET)
-    preflight.add_argument("--json", action="store_true", help="print JSON")
+    look.set_defaults(run=_preflight)
+    look.add_argument("target", help=TARGET)
+    look.add_argument("--json", action="store_true", help="print JSON")
 
-    for command in (report, preflight):
+    for command in (report, look):
         command.add_argument("--quiet", action="store_true", help="no progress on stderr")
         command.add_argument(
             "--traceback", action="store_true", help="show where an error came from"
@@ -215,13 +212,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
-    return f"{curvop.__version__} (torch {torch.__version__})"
-
-
 def _duration(text: str) -> float:
     try:
-        return seconds(text)
+        return in_seconds(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

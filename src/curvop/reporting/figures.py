@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from curvop.plot.canvas import BLUE, GREY, ORANGE
-from curvop.reporting.effective import EffectiveDimension
+from curvop.plot import BLUE, GREY, ORANGE
+from curvop.reporting.effective_dimension import EffectiveDimension
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

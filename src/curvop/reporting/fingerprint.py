@@ -1,4 +1,4 @@
-"""Hashes that tell a model and its data from others."""
+"""What a report is of, in words, and in hashes that tell a model from others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from curvop._version import __version__
 from curvop.curvature import CurvatureLinearOperator
+from curvop.inspection import Problem
+from curvop.monitoring import Preconditioner
+from curvop.reporting.findings import Settings
 from curvop.risk import nested
+
+LAYOUT = 1  # of what sections keep; raise it where that changes
 
 
 def hash_of_parameters(op: CurvatureLinearOperator, model: Any) -> str:
@@ -36,7 +42,7 @@ def hash_of_data(op: CurvatureLinearOperator) -> tuple[str, int, int]:
     matrix does not. Where data cannot be told apart, whole batches are hashed.
     """
     total, num_data, num_batches = 0, 0, 0
-    with op.risk.surroundings(), torch.no_grad():
+    with op.risk.context(), torch.no_grad():
         for X, y in op.risk.data.batches("hash of the data"):
             try:
                 n = op.risk.data.batch_size(X, y)
@@ -58,3 +64,38 @@ def _rows(t: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     t = t.detach().to_dense() if t.layout != torch.strided else t.detach()
     rows = t.cpu().contiguous().reshape(len(t), -1)
     return rows.view(torch.uint8).numpy()
+
+
+def described(problem: Problem, op: CurvatureLinearOperator, loss: float) -> dict[str, Any]:
+    """Model, loss, parameters and data, as the record has them."""
+    of_data, num_data, num_batches = hash_of_data(op)
+    loss_func = problem.loss
+    name = getattr(loss_func, "__name__", type(loss_func).__name__)
+    names = op.domain_names or tuple(map(str, range(len(op.domain))))
+    return {
+        "model": type(problem.model).__name__,
+        "loss_func": repr(loss_func) if isinstance(loss_func, nn.Module) else name,
+        "loss": loss,
+        "parameters": op.shape[0],
+        "blocks": {n: list(shape) for n, shape in zip(names, op.domain, strict=True)},
+        "data": num_data,
+        "batches": num_batches,
+        "hash_of_parameters": hash_of_parameters(op, problem.model),
+        "hash_of_data": of_data,
+        "dtype": str(op.dtype).removeprefix("torch."),
+        "device": str(op.device),
+    }
+
+
+def identity(
+    about: dict[str, Any], settings: Settings, given: Preconditioner | None
+) -> dict[str, Any]:
+    """What the results of a run depend on, besides the matrix: for its checkpoint."""
+    return {
+        "version": f"{__version__}, layout {LAYOUT}",
+        "parameters": about["hash_of_parameters"],
+        "data": about["hash_of_data"],
+        "preconditioner": None if given is None else given.mark(),
+        "dtype": about["dtype"],
+        **{name: getattr(settings, name) for name in ("curvature", "k", "tol", "seed")},
+    }

@@ -1,4 +1,4 @@
-"""What a report is about: model, loss, parameters and data, and how a file gives them."""
+"""Model, loss, parameters and data, as a function of the user's file gives them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from curvop.inspection import Problem
 from curvop.risk import listed
 
 NEEDED = ("model", "loss", "params", "data")
@@ -31,45 +31,8 @@ class UsageError(Exception):
     """The command cannot be carried out as it was given."""
 
 
-class TargetError(ValueError):
-    """The target is there, but cannot be reported on."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a report is about.
-
-    Attributes:
-        model: As for the operators: a module, or a callable over the parameters.
-        loss: A torch loss module, or a callable ``(prediction, y) -> scalar``.
-        params: List or dict of tensors.
-        data: A re-iterable of batches ``(X, y)``.
-        optimizer: One that has taken steps, or ``None``.
-        preconditioner: Diagonal or operator that gradients are divided by, or ``None``.
-        reduction: Of a callable loss that does not tell.
-        batch_size_fn: Number of data in ``X``, where it cannot be told.
-        unpack: What makes ``(X, y)`` of a batch in another form.
-    """
-
-    model: Any
-    loss: Any
-    params: list[Tensor] | dict[str, Tensor]
-    data: Iterable[Any]
-    optimizer: Any = None
-    preconditioner: Any = None
-    reduction: Any = None
-    batch_size_fn: Callable[[Any], int] | None = None
-    unpack: Callable[[Any], Any] | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The parameters, in order."""
-        params = self.params
-        return list(params.values()) if isinstance(params, dict) else params
-
-
 @contextmanager
-def loaded(spec: str) -> Iterator[Target]:
+def loaded(spec: str) -> Iterator[Problem]:
     """The target of ``file.py:function`` or ``package.module:function``.
 
     The folder of the file is importable until the context ends.
@@ -79,7 +42,7 @@ def loaded(spec: str) -> Iterator[Target]:
 
     Raises:
         UsageError: If there is no such file or function.
-        TargetError: If the function raises, or returns something else.
+        ValueError: If the function raises, or returns something else.
     """
     place, _, name = spec.rpartition(":")
     if not place or not name.isidentifier():
@@ -95,8 +58,8 @@ def loaded(spec: str) -> Iterator[Target]:
         if build is None:
             raise UsageError(f"{place} has no function {name!r}.")
         if not callable(build):
-            raise TargetError(f"Expected {name} in {place} as a function, got {build!r}.")
-        yield understood(_called(build, (), f"{name}() of {place}"), f"{name}()")
+            raise ValueError(f"Expected {name} in {place} as a function, got {build!r}.")
+        yield returned(_called(build, (), f"{name}() of {place}"), f"{name}()")
     finally:
         sys.path[:] = before
 
@@ -144,7 +107,7 @@ def _called(function: Callable[..., Any], args: tuple[Any, ...], what: str) -> A
         steps = [s for s in traceback.extract_tb(error.__traceback__) if _is_users(s)]
         if steps:
             message += f" ({Path(steps[-1].filename).name}, line {steps[-1].lineno})"
-        raise TargetError(message) from error
+        raise ValueError(message) from error
 
 
 def _is_users(step: traceback.FrameSummary) -> bool:
@@ -155,22 +118,22 @@ def _is_users(step: traceback.FrameSummary) -> bool:
     )
 
 
-def understood(built: Any, what: str) -> Target:
-    """What a function returned, as a target.
+def returned(built: Any, what: str) -> Problem:
+    """What a function returned, as a problem.
 
     Args:
         built: Tuple or dict.
         what: Its name, for messages.
 
     Raises:
-        TargetError: If it is something else.
+        ValueError: If it is something else.
     """
     if isinstance(built, Mapping):
         unknown = sorted(set(map(str, built)) - {*NEEDED, *OPTIONAL})
         missing = [key for key in NEEDED if key not in built]
         if unknown or missing:
             got = f"a dict without {missing}" if missing else f"a dict with {unknown}"
-            raise TargetError(f"{EXPECTED}; {what} returned {got}.")
+            raise ValueError(f"{EXPECTED}; {what} returned {got}.")
         fields = dict(built)
     elif isinstance(built, tuple | list) and len(built) in (4, 5):
         fields = dict(zip(NEEDED, built, strict=False))
@@ -179,20 +142,19 @@ def understood(built: Any, what: str) -> Target:
             fields["optimizer" if is_optimizer else "preconditioner"] = built[4]
     else:
         size = f" of {len(built)}" if isinstance(built, tuple | list) else ""
-        raise TargetError(f"{EXPECTED}; {what} returned {type(built).__name__}{size}.")
-    return target(**fields)
+        raise ValueError(f"{EXPECTED}; {what} returned {type(built).__name__}{size}.")
+    return problem(**fields)
 
 
-def target(**fields: Any) -> Target:
-    """A target whose parameters are tensors.
+def problem(model: Any, loss: Any, params: Any, data: Any, **options: Any) -> Problem:
+    """A problem whose parameters are tensors.
 
     Raises:
-        TargetError: If they cannot be told.
+        ValueError: If they cannot be told.
     """
-    model, params = fields["model"], fields["params"]
     if params is None:
         if not isinstance(model, nn.Module):
-            raise TargetError(
+            raise ValueError(
                 "params=None means those of the module that require a gradient, but the "
                 f"model is a {type(model).__name__}. Give the parameters."
             )
@@ -200,20 +162,18 @@ def target(**fields: Any) -> Target:
     elif isinstance(params, nn.Module | Iterable) and not isinstance(params, Tensor):
         try:
             params = listed(params)
-        except (TypeError, ValueError) as error:
-            raise TargetError(str(error)) from error
+        except TypeError as error:
+            raise ValueError(str(error)) from error
     else:
-        raise TargetError(
+        raise ValueError(
             f"Expected params as a list or dict of tensors, got {type(params).__name__}."
         )
     if not params:
-        raise TargetError(
+        raise ValueError(
             "Expected at least one parameter, got none. Is every parameter frozen "
             "(requires_grad=False)? Then say which ones you mean."
         )
-    for key in ("optimizer", "preconditioner"):
-        if fields.get(key) is None:
-            fields.pop(key, None)
-    if "optimizer" in fields and "preconditioner" in fields:
-        raise TargetError("Expected an optimizer or a preconditioner, got both.")
-    return Target(**{**fields, "params": params})
+    found = Problem(model, loss, params, data, **options)
+    if found.optimizer is not None and found.preconditioner is not None:
+        raise ValueError("Expected an optimizer or a preconditioner, got both.")
+    return found

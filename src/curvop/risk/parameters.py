@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from curvop.autograd import kernels_for
-from curvop.operators.layout import Space
-from curvop.operators.probing import norm, probe
+from curvop.operators import Space, norm, probe
 from curvop.risk.substitution import (
     TURN,
     buffer_slots,

@@ -8,10 +8,12 @@ from curvop.solvers.inverse import (
     MINRESInverseLinearOperator,
     NeumannInverseLinearOperator,
 )
-from curvop.solvers.jacobi import jacobi_preconditioner
 from curvop.solvers.lsmr import lsmr
 from curvop.solvers.minres import minres
-from curvop.solvers.nystrom import nystrom_preconditioner
+from curvop.solvers.preconditioners import (
+    jacobi_preconditioner,
+    nystrom_preconditioner,
+)
 from curvop.solvers.solution import NotConvergedError, Solution
 
 __all__ = [

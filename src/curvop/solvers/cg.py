@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Vector
-from curvop.solvers.iteration import Memory, Run, iterate, solution
-from curvop.solvers.solution import Solution
+from curvop.operators import LinearOperator, Vector
+from curvop.solvers.iteration import Memory, Progress, iterate
+from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
     INDEFINITE,
     UNSYMMETRIC,
@@ -102,7 +101,7 @@ def cg(
         progressbar=progressbar,
         file=_file(checkpoint, A, M, system, rtol, atol),
     )
-    return solution(system, run, direction_of(run))
+    return solution_of(system, run, direction_of(run))
 
 
 def _file(
@@ -115,7 +114,7 @@ def _file(
 ) -> Checkpoint:
     """The checkpoint of this problem. Not of ``maxiter``, so that a run can go on."""
     if path is None:
-        return Checkpoint(None, A, {})
+        return Checkpoint(None)
     problem = {
         "the algorithm": "cg",
         "rtol": rtol,
@@ -214,7 +213,7 @@ def _words(rho: Tensor, asymmetric: Tensor, curvature: Tensor, noise: Tensor) ->
     return words
 
 
-def direction_of(run: Run) -> Tensor | None:
+def direction_of(run: Progress) -> Tensor | None:
     """The last direction of the columns that met one without positive curvature."""
     met = [status in ("singular", "negative curvature") for status in run.statuses]
     if not any(met):

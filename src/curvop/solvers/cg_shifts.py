@@ -12,11 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Vector
+from curvop.operators import LinearOperator, Vector
 from curvop.solvers.cg import ConjugateGradients, direction_of
-from curvop.solvers.iteration import Run, iterate, solution
-from curvop.solvers.solution import Solution
+from curvop.solvers.iteration import Progress, iterate
+from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
     NOT_FINITE,
     UNSYMMETRIC,
@@ -96,7 +95,7 @@ def cg_shifts(
         )
     done = len(history) - 1
     if interrupted:
-        return solution(system, Run.at(X, "interrupted", history))
+        return solution_of(system, Progress.at(X, "interrupted", history))
     run = iterate(
         ConjugateGradients(A, system.B, None, lambdas),
         X,
@@ -104,10 +103,10 @@ def cg_shifts(
         maxiter=maxiter - done,
         name="cg_shifts",
         progressbar=progressbar,
-        file=Checkpoint(None, A, {}),
+        file=Checkpoint(None),
     )
     run = replace(run, iteration=done + run.iteration, history=history[:-1] + run.history)
-    return solution(system, run, direction_of(run))
+    return solution_of(system, run, direction_of(run))
 
 
 def _dampings(shifts: Sequence[float] | Tensor) -> list[float]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from curvop.operators import LinearOperator, as_operator
-from curvop.operators.layout import Blocks
+from curvop.operators import Blocks, LinearOperator, as_operator
 from curvop.solvers.cg import cg
 from curvop.solvers.lsmr import lsmr
 from curvop.solvers.minres import minres
@@ -60,7 +59,9 @@ class CGInverseLinearOperator(LinearOperator):
         progressbar: bool = False,
     ) -> None:
         A = tagged(A, "CGInverseLinearOperator", "psd")
-        super().__init__(A._domain, A._domain, dtype=A.dtype, device=A.device, psd=True)
+        super().__init__(
+            A.input_space, A.input_space, dtype=A.dtype, device=A.device, psd=True
+        )
         self._A = A
         self._options = _checked(rtol, atol, maxiter, progressbar) | {
             "M": preconditioner(M, A)
@@ -114,8 +115,8 @@ class MINRESInverseLinearOperator(LinearOperator):
         A = tagged(A, "MINRESInverseLinearOperator", "symmetric")
         shift = check_number("shift", shift, least=-math.inf)
         super().__init__(
-            A._domain,
-            A._domain,
+            A.input_space,
+            A.input_space,
             dtype=A.dtype,
             device=A.device,
             symmetric=True,
@@ -173,8 +174,8 @@ class LSMRInverseLinearOperator(LinearOperator):
     ) -> None:
         A = as_operator(A)
         super().__init__(
-            A._codomain,
-            A._domain,
+            A.output_space,
+            A.input_space,
             dtype=A.dtype,
             device=A.device,
             symmetric=A.symmetric,
@@ -240,8 +241,8 @@ class NeumannInverseLinearOperator(LinearOperator):
                 f"Expected rtol of at most 1 and a positive scale, got {rtol} and {scale}."
             )
         super().__init__(
-            A._domain,
-            A._codomain,
+            A.input_space,
+            A.output_space,
             dtype=A.dtype,
             device=A.device,
             symmetric=A.symmetric,
@@ -266,7 +267,7 @@ class NeumannInverseLinearOperator(LinearOperator):
                 f"{self._num_terms} terms, more than rtol={self._rtol:g}. Take more terms, "
                 "or a scale below 2 / λ_max; or cg, minres or lsmr."
             )
-        return blocks_of(X, self._domain)
+        return blocks_of(X, self.input_space)
 
     def _transpose(self) -> LinearOperator:
         return NeumannInverseLinearOperator(

@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.checkpoint import Checkpoint
-from curvop.solvers.solution import Solution, worst
-from curvop.solvers.system import NOT_FINITE, System
+from curvop.solvers.system import NOT_FINITE
 
 Memory = dict[str, Tensor]
 """What a method remembers between steps: tensors ``[K, ...]``, a row for each column.
@@ -33,7 +32,7 @@ which rounding may hide the true one; infinite where the recurrence has broken d
 DRIFT = 1.1
 
 
-class Method(Protocol):
+class Recurrence(Protocol):
     """An iterative method, over rows of iterates."""
 
     def start(self, rows: list[int], X: Tensor) -> Memory:
@@ -44,7 +43,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
+class Progress:
     """How far a solver has come; an interrupted step leaves no trace in it."""
 
     iteration: int
@@ -66,11 +65,13 @@ class Run:
         return [k for k, status in enumerate(self.statuses) if not status]
 
     @staticmethod
-    def at(X: Tensor, status: str, history: list[list[float]]) -> Run:
+    def at(X: Tensor, status: str, history: list[list[float]]) -> Progress:
         """A run that has come to these iterates, of which only the norms are known."""
         n, norms = len(history) - 1, history[-1]
         statuses = [status] * len(X)
-        return Run(n, n, X, {}, statuses, norms, norms, X, norms, norms, norms, history)
+        return Progress(
+            n, n, X, {}, statuses, norms, norms, X, norms, norms, norms, history
+        )
 
     def state(self) -> dict[str, Any]:
         """Tensors, numbers and words."""
@@ -78,16 +79,16 @@ class Run:
         return self.__dict__ | {"history": history}
 
     @staticmethod
-    def of(state: dict[str, Any], device: torch.device) -> Run:
+    def of(state: dict[str, Any], device: torch.device) -> Progress:
         """The inverse of :meth:`state`."""
         tensors = {name: state[name].to(device) for name in ("X", "best")}
         memory = {name: t.to(device) for name, t in state["memory"].items()}
         history = state["history"].tolist()
-        return Run(**state | tensors | {"memory": memory, "history": history})
+        return Progress(**state | tensors | {"memory": memory, "history": history})
 
 
 def iterate(
-    method: Method,
+    method: Recurrence,
     X: Tensor,
     *,
     tolerances: list[float],
@@ -95,7 +96,7 @@ def iterate(
     name: str,
     progressbar: bool = False,
     file: Checkpoint,
-) -> Run:
+) -> Progress:
     """Take steps until every column has ended.
 
     Raises:
@@ -103,7 +104,7 @@ def iterate(
     """
     with torch.no_grad():
         state = file.load(finite=True)
-        run = Run.of(state, X.device) if state else _begin(method, X, tolerances)
+        run = Progress.of(state, X.device) if state else _begin(method, X, tolerances)
         try:
             with tqdm(
                 desc=name,
@@ -125,13 +126,13 @@ def iterate(
             return _interrupted(run)
 
 
-def _begin(method: Method, X: Tensor, tolerances: list[float]) -> Run:
+def _begin(method: Recurrence, X: Tensor, tolerances: list[float]) -> Progress:
     K = len(X)
     rows, unknown = list(range(K)), [math.inf] * K
-    return _verified(method, Run.at(X, "", [unknown]), rows, tolerances)
+    return _verified(method, Progress.at(X, "", [unknown]), rows, tolerances)
 
 
-def _advance(method: Method, run: Run, tolerances: list[float]) -> Run:
+def _advance(method: Recurrence, run: Progress, tolerances: list[float]) -> Progress:
     """A step, and a look at the true residual where that seems small, or may be hidden."""
     new = _stepped(method, run)
     floors = new.memory["floor"].tolist()
@@ -152,14 +153,14 @@ def _advance(method: Method, run: Run, tolerances: list[float]) -> Run:
     return _verified(method, new, near, tolerances) if near else new
 
 
-def _close(method: Method, run: Run, tolerances: list[float]) -> Run:
+def _close(method: Recurrence, run: Progress, tolerances: list[float]) -> Progress:
     """The true residual of what has not converged."""
     run = replace(run, statuses=[s or "maxiter" for s in run.statuses])
     moved = [k for k, norm in enumerate(run.residual_norms) if math.isnan(norm)]
     return _verified(method, run, moved, tolerances) if moved else run
 
 
-def _interrupted(run: Run) -> Run:
+def _interrupted(run: Progress) -> Progress:
     """Residuals of the recurrence: a product would keep the user waiting."""
     known = zip(run.residual_norms, run.memory["residual_norm"].tolist(), strict=True)
     return replace(
@@ -169,7 +170,7 @@ def _interrupted(run: Run) -> Run:
     )
 
 
-def _stepped(method: Method, run: Run) -> Run:
+def _stepped(method: Recurrence, run: Progress) -> Progress:
     """One step of the columns that go on."""
     rows = run.active
     memory = {n: _take(t, rows) for n, t in run.memory.items()}
@@ -196,7 +197,9 @@ def _stepped(method: Method, run: Run) -> Run:
     )
 
 
-def _verified(method: Method, run: Run, rows: list[int], tolerances: list[float]) -> Run:
+def _verified(
+    method: Recurrence, run: Progress, rows: list[int], tolerances: list[float]
+) -> Progress:
     """Take the true residuals of columns, and start anew from them if it must be."""
     fresh = method.start(rows, _take(run.X, rows))
     true_norms, residuals = fresh["norm"].tolist(), fresh["residual_norm"].tolist()
@@ -267,36 +270,8 @@ def _check_finite(norms: list[float], iteration: int) -> None:
         raise FloatingPointError(NOT_FINITE.format(iteration))
 
 
-def _furthest(run: Run, tolerances: list[float]) -> str:
+def _furthest(run: Progress, tolerances: list[float]) -> str:
     """The column that is furthest from its tolerance, for the bar."""
     gaps = zip(run.norms, tolerances, strict=True)
     norm, tolerance = max(gaps, key=lambda gap: gap[0] / (gap[1] or 1e-300))
     return f"residual {norm:.1e} of {tolerance:.1e}"
-
-
-def solution(system: System, run: Run, direction: Tensor | None = None) -> Solution:
-    """The run in the units and form of the right-hand side.
-
-    Raises:
-        FloatingPointError: If the solution overflows in its dtype.
-    """
-    scale = system.scale.cpu().double()
-    history = torch.tensor(run.history[: run.iteration + 1], dtype=torch.float64) * scale
-    residual_norm = torch.tensor(run.residual_norms, dtype=torch.float64) * scale
-    if system.form.is_vector:
-        history, residual_norm = history[:, 0], residual_norm[0]
-    X = system.rescaled(run.X)
-    if not bool(X.to(system.dtype).isfinite().all()):
-        raise FloatingPointError(
-            f"The solution overflows in {system.dtype}. Solve for a smaller b, or in a "
-            "wider dtype."
-        )
-    return Solution(
-        x=system.write(X),
-        status=worst(run.statuses),
-        iterations=run.iteration,
-        residual_norm=residual_norm,
-        history=history,
-        statuses=tuple(run.statuses),
-        direction=None if direction is None else system.write(direction),
-    )

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator, as_operator
-from curvop.operators.layout import Vector
-from curvop.solvers.iteration import Memory, iterate, solution
-from curvop.solvers.solution import Solution
+from curvop.operators import LinearOperator, Vector, as_operator
+from curvop.solvers.iteration import Memory, iterate
+from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
     check_count,
     check_number,
@@ -85,7 +84,7 @@ def lsmr(
         maxiter=maxiter,
         name="lsmr",
         progressbar=progressbar,
-        file=Checkpoint(None, A, {}),
+        file=Checkpoint(None),
     )
     # Aᵀ r cannot be computed more precisely: x solves a neighbouring problem
     eps, norm_A = torch.finfo(A.dtype).eps, run.memory["norm_A"].tolist()
@@ -97,7 +96,7 @@ def lsmr(
             run.statuses, run.norms, norm_A, run.residual_norms, strict=True
         )
     ]
-    return solution(system, replace(run, statuses=statuses))
+    return solution_of(system, replace(run, statuses=statuses))
 
 
 @dataclass(frozen=True)

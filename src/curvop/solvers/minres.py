@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from curvop.checkpoint import Checkpoint
-from curvop.operators import LinearOperator
-from curvop.operators.layout import Vector
+from curvop.operators import LinearOperator, Vector
 from curvop.scaling import unit
-from curvop.solvers.iteration import Memory, iterate, solution
-from curvop.solvers.solution import Solution
+from curvop.solvers.iteration import Memory, iterate
+from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
     INDEFINITE,
     UNSYMMETRIC,
@@ -96,9 +95,9 @@ def minres(
         maxiter=100 * A.shape[1] if maxiter is None else check_count("maxiter", maxiter),
         name="minres",
         progressbar=progressbar,
-        file=Checkpoint(None, A, {}),
+        file=Checkpoint(None),
     )
-    return solution(system, run)
+    return solution_of(system, run)
 
 
 @dataclass(frozen=True)

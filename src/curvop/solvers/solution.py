@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from curvop.operators.layout import Vector
+from curvop.operators import Vector
+from curvop.solvers.iteration import Progress
+from curvop.solvers.system import System
 
 # From the best end to the worst: several columns end as their worst one did.
 STATUSES = (
@@ -68,3 +71,31 @@ class NotConvergedError(RuntimeError):
 def worst(statuses: Sequence[str]) -> str:
     """One word for several columns; none at all have converged."""
     return max(statuses, key=STATUSES.index, default="converged")
+
+
+def solution_of(system: System, run: Progress, direction: Tensor | None = None) -> Solution:
+    """What a run has found, in the units and form of the right-hand side.
+
+    Raises:
+        FloatingPointError: If the solution overflows in its dtype.
+    """
+    scale = system.scale.cpu().double()
+    history = torch.tensor(run.history[: run.iteration + 1], dtype=torch.float64) * scale
+    residual_norm = torch.tensor(run.residual_norms, dtype=torch.float64) * scale
+    if system.form.is_vector:
+        history, residual_norm = history[:, 0], residual_norm[0]
+    X = system.rescaled(run.X)
+    if not bool(X.to(system.dtype).isfinite().all()):
+        raise FloatingPointError(
+            f"The solution overflows in {system.dtype}. Solve for a smaller b, or in a "
+            "wider dtype."
+        )
+    return Solution(
+        x=system.write(X),
+        status=worst(run.statuses),
+        iterations=run.iteration,
+        residual_norm=residual_norm,
+        history=history,
+        statuses=tuple(run.statuses),
+        direction=None if direction is None else system.write(direction),
+    )

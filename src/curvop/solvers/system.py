@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from curvop import scaling
-from curvop.operators import LinearOperator, as_operator
-from curvop.operators.layout import Blocks, Form, Space, Vector, read
+from curvop.operators import (
+    Blocks,
+    Form,
+    LinearOperator,
+    Space,
+    Vector,
+    admit,
+    as_operator,
+    read,
+)
 from curvop.scaling import unit
 
 
@@ -58,11 +66,11 @@ def read_system(A: LinearOperator, b: Vector, x0: Vector | None = None) -> Syste
         TypeError: If they are of the wrong kind or dtype.
         ValueError: If a shape does not fit, or an entry is not finite.
     """
-    B, form = _read_rows(A, b, A._codomain, "right-hand side b")
+    B, form = _read_rows(A, b, A.output_space, "right-hand side b")
     if x0 is None:
         X = B.new_zeros(len(B), A.shape[1])
     else:
-        X, given = _read_rows(A, x0, A._domain, "initial guess x0")
+        X, given = _read_rows(A, x0, A.input_space, "initial guess x0")
         if (len(X), given.is_vector) != (len(B), form.is_vector):
             want, got = (
                 "a vector" if f.is_vector else f"{n} columns"
@@ -73,14 +81,14 @@ def read_system(A: LinearOperator, b: Vector, x0: Vector | None = None) -> Syste
     scale = torch.where(peak == 0, 1.0, unit(B, 1)[:, 0])
     # whatever the guess, the solution for zero is zero
     X = torch.where(peak[:, None] == 0, 0.0, X / scale[:, None])
-    return System(B / scale[:, None], X, scale, form, A._domain, A.dtype)
+    return System(B / scale[:, None], X, scale, form, A.input_space, A.dtype)
 
 
 def _read_rows(
     A: LinearOperator, x: Vector, space: Space, name: str
 ) -> tuple[Tensor, Form]:
     blocks, form = read(x, space)
-    blocks = [A._admit(b).detach() for b in blocks]
+    blocks = [admit(b, A.dtype, A.device).detach() for b in blocks]
     if any(b.is_complex() for b in blocks):
         raise TypeError(
             f"Expected a real {name}, got {blocks[0].dtype}. Solve for its real and "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from curvop.spectra import sums
+from curvop.spectra.inner_products import inner_products, norm
 
 PANEL = 32  # rows that are allocated at once
 CHUNK = 2**18  # entries of the basis that are rotated at once: fits a cache
@@ -86,13 +86,13 @@ class Basis:
             The coefficients ``[m]`` in double precision on the CPU, and the norm left.
         """
         h = torch.zeros(m, dtype=torch.float64)
-        norm = sums.norm(w)
+        left = norm(w)
         for sweep in range(5):
             h += self._subtract(w, m)
-            before, norm = norm, sums.norm(w)
-            if sweep >= 1 and norm > 0.5 * before:
+            before, left = left, norm(w)
+            if sweep >= 1 and left > 0.5 * before:
                 break
-        return h, norm
+        return h, left
 
     def rotate(self, start: int, stop: int, S: Tensor) -> None:
         """Replace rows ``start, …, stop - 1`` by their combinations ``Sᵀ V``, in place."""
@@ -125,7 +125,7 @@ class Basis:
     def _subtract(self, w: Tensor, m: int) -> Tensor:
         parts = []
         for view in self._views(0, m):
-            exact = sums.products(view, w.to(view.device, view.dtype))
+            exact = inner_products(view, w.to(view.device, view.dtype))
             c = exact.to(view.dtype)
             if view.dtype == w.dtype and view.device == w.device:
                 w.addmv_(view.T, c, alpha=-1)

@@ -6,21 +6,21 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
+from curvop.arguments import integer
 from curvop.checkpoint import Checkpoint, State
 from curvop.generators import source
 from curvop.scaling import unit
-from curvop.spectra import problem
 from curvop.spectra.basis import Basis
-from curvop.spectra.grids import Kind, Scale, broadened, even
-from curvop.spectra.interrupts import Interrupts
+from curvop.spectra.eigenproblem import symmetric
 from curvop.spectra.krylov import Krylov
-from curvop.spectra.products import Products
-from curvop.spectra.running import carry_out
+from curvop.spectra.resumable import Interrupts, Products, carry_out
+
+GridKind = Literal["linear", "symlog"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def spectral_density(
     num_probes: int = 8,
     num_matvecs: int = 64,
     generator: Generator | None = None,
-    grid: Kind | Tensor = "linear",
+    grid: GridKind | Tensor = "linear",
     num_points: int = 1024,
     width: float = 0.01,
     linear_width: float | None = None,
@@ -109,11 +109,11 @@ def spectral_density(
     >>> 0.4 < float(share) < 0.6
     True
     """
-    A = problem.symmetric(A)
+    A = symmetric(A)
     N = A.shape[0]
-    num_probes = problem.integer(num_probes, "num_probes", 1)
-    num_matvecs = problem.integer(num_matvecs, "num_matvecs", 1)
-    num_points = problem.integer(num_points, "num_points", 2)
+    num_probes = integer(num_probes, "num_probes", 1)
+    num_matvecs = integer(num_matvecs, "num_matvecs", 1)
+    num_points = integer(num_points, "num_points", 2)
     if not 0 < width < math.inf:
         raise ValueError(f"Expected a positive width, got {width}.")
     if linear_width is not None and not 0 < linear_width < math.inf:
@@ -147,30 +147,61 @@ def spectral_density(
         raise KeyboardInterrupt("Interrupted before the first probe was done.")
     nodes, weights = run.nodes_and_weights()
 
-    scale = (
-        Scale(
-            "symlog" if grid == "symlog" else "linear",
-            linear_width or 1e-4 * float(nodes.abs().max()) or 1.0,
-        )
-        if isinstance(grid, str)
-        else Scale("linear", 1.0)
+    return broadened_density(
+        nodes,
+        weights,
+        grid,
+        num_points=num_points,
+        width=width,
+        linear_width=linear_width,
+        status=status,
+        num_matvecs=multiply.count + file.num_matvecs,
     )
-    points, sigma = even(nodes, scale, num_points, width)
+
+
+def broadened_density(
+    nodes: Tensor,
+    weights: Tensor,
+    grid: GridKind | Tensor,
+    *,
+    num_points: int = 1024,
+    width: float = 0.01,
+    linear_width: float | None = None,
+    status: str,
+    num_matvecs: int,
+) -> Density:
+    r"""The density whose Gauss rules are known.
+
+    .. math:: φ(t) = \frac{1}{p} \sum_{l=1}^p \sum_{j=1}^m τ_{lj} \, g_σ(t - θ_{lj})
+
+    Args:
+        nodes: ``θ``, ``[p, m]``.
+        weights: ``τ``, ``[p, m]``.
+        grid: See :func:`spectral_density`, also for what follows.
+        num_points: Number of points of a grid that is not given.
+        width: ``σ``, as a share of the range of the nodes.
+        linear_width: Where the symmetric logarithm becomes linear.
+        status: How the run ended that found the rules.
+        num_matvecs: Products that it took.
+
+    >>> nodes, weights = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
+    >>> density = broadened_density(
+    ...     nodes, weights, "linear", status="converged", num_matvecs=2
+    ... )
+    >>> round(float(torch.trapezoid(density.values, density.grid)), 6)
+    1.0
+    """
+    linear = linear_width or 1e-4 * float(nodes.abs().max()) or 1.0
+    is_symlog = isinstance(grid, str) and grid == "symlog"
+    scale = GridScale("symlog" if is_symlog else "linear", linear)
+    points, sigma = even_grid(nodes, scale, num_points, width)
     if isinstance(grid, Tensor):
         points = grid.detach().to("cpu", torch.float64)
-    samples = broadened(nodes, weights, points, scale, sigma)  # [num_probes, n]
+    samples = broadened(nodes, weights, points, scale, sigma)  # [p, n]
     p, size = len(samples), unit(samples)
     spread = (samples / size).std(0) if p > 1 else torch.full_like(points, math.nan)
     error = spread * size / math.sqrt(p)
-    return Density(
-        points,
-        samples.mean(0),
-        error,
-        nodes,
-        weights,
-        status,
-        multiply.count + file.num_matvecs,
-    )
+    return Density(points, samples.mean(0), error, nodes, weights, status, num_matvecs)
 
 
 class Quadrature:
@@ -230,6 +261,77 @@ class Quadrature:
         self._krylov = Krylov.resumed(basis, state["krylov"])
         self.rules = [tuple(rule) for rule in state["rules"]]
         self._generator.set_state(state["generator"])
+
+
+@dataclass(frozen=True)
+class GridScale:
+    """The scale in which a grid is even, and Gaussians are wide by the same.
+
+    Attributes:
+        kind: ``u = t``, or ``u = asinh(t / linear)``, which is ``t`` near zero and
+            ``± log |t|`` away from it.
+        linear: Where the symmetric logarithm goes over from one to the other.
+    """
+
+    kind: GridKind
+    linear: float
+
+    def of(self, t: Tensor) -> Tensor:
+        """``u(t)``."""
+        return t if self.kind == "linear" else torch.asinh(t / self.linear)
+
+    def back(self, u: Tensor) -> Tensor:
+        """``t(u)``."""
+        return u if self.kind == "linear" else self.linear * torch.sinh(u)
+
+
+def even_grid(
+    nodes: Tensor, scale: GridScale, num_points: int, width: float
+) -> tuple[Tensor, float]:
+    """A grid ``[n]`` around the nodes, and the Gaussians' width in its scale.
+
+    Args:
+        nodes: Values to cover, with four widths to spare.
+        scale: In which it is even.
+        num_points: ``n``.
+        width: Standard deviation as a share of the range of the nodes.
+    """
+    u = scale.of(nodes)
+    low, high = float(u.min()), float(u.max())
+    extent = high - low
+    if extent <= 1e-12 * max(abs(low), abs(high)):  # all eigenvalues equal
+        extent = max(abs(low), abs(high)) or 1.0
+    sigma = width * extent
+    low, high = low - 4 * sigma, high + 4 * sigma
+    u = torch.linspace(low, high, num_points, dtype=torch.float64)
+    return scale.back(u), sigma
+
+
+def broadened(
+    nodes: Tensor, weights: Tensor, grid: Tensor, scale: GridScale, sigma: float
+) -> Tensor:
+    """Density on the grid of point masses that are Gaussians in its scale.
+
+    A grid point has the mass of its cell, half-way to its neighbours, over the width of
+    that. So the trapezoidal rule on the grid gives all the mass, whatever the width.
+
+    Args:
+        nodes: ``[..., m]``.
+        weights: ``[..., m]``.
+        grid: ``[n]``.
+        scale: In which the Gaussians have one width.
+        sigma: Their width.
+
+    Returns:
+        ``[..., n]``.
+    """
+    middles = (grid[1:] + grid[:-1]) / 2
+    z = (scale.of(middles) - scale.of(nodes)[..., None]) / (math.sqrt(2) * sigma)
+    below = (weights[..., None] * (1 + torch.erf(z)) / 2).sum(-2)  # [..., n - 1]
+    total = weights.sum(-1, keepdim=True)
+    mass = torch.diff(below, prepend=torch.zeros_like(total), append=total)
+    edges = torch.cat([grid[:1], middles, grid[-1:]])
+    return mass / torch.diff(edges)
 
 
 def _check_grid(grid: Any) -> None:

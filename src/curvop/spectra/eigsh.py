@@ -10,19 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from curvop.arguments import integer, tolerance
 from curvop.checkpoint import Checkpoint
 from curvop.eigenpairs import Eigenpairs
 from curvop.generators import source
 from curvop.operators import BlockDiagonalLinearOperator
-from curvop.spectra import problem
+from curvop.spectra import eigenproblem
 from curvop.spectra.basis import Basis
-from curvop.spectra.interrupts import Interrupts
 from curvop.spectra.lanczos import JOINED, Aim, Lanczos
 from curvop.spectra.lobpcg import LOBPCG
-from curvop.spectra.products import Products
-from curvop.spectra.residuals import Pairs, Proof
-from curvop.spectra.running import carry_out
-from curvop.spectra.transform import Transform
+from curvop.spectra.residuals import ResidualCheck, RitzPairs
+from curvop.spectra.resumable import Interrupts, Products, carry_out
+from curvop.spectra.spectral_transformation import SpectralTransformation
 
 
 def eigsh(
@@ -106,15 +105,15 @@ def eigsh(
     >>> eigsh(A, 3).values.round(decimals=3)
     tensor([-5.,  3.,  3.])
     """
-    A = problem.symmetric(A)
+    A = eigenproblem.symmetric(A)
     N = A.shape[0]
-    k = problem.integer(k, "k", 1, N)
-    tol = problem.tolerance(tol)
-    P = problem.companion(P, "P", A)
-    M = problem.companion(M, "M", A)
-    inverse = problem.companion(inverse, "inverse", A)
-    end = problem.end(which, psd=A.psd, inverse=inverse is not None)
-    maxiter = problem.integer(maxiter, "maxiter", 1)
+    k = integer(k, "k", 1, N)
+    tol = tolerance(tol)
+    P = eigenproblem.companion(P, "P", A)
+    M = eigenproblem.companion(M, "M", A)
+    inverse = eigenproblem.companion(inverse, "inverse", A)
+    end = eigenproblem.end(which, psd=A.psd, inverse=inverse is not None)
+    maxiter = integer(maxiter, "maxiter", 1)
     draw = source(generator, seed=0)
     settings = {
         "algorithm": f"eigsh, {method}",
@@ -130,10 +129,10 @@ def eigsh(
     if method == "lanczos":
         if M is not None:
             raise ValueError("M is a preconditioner for method='lobpcg'; Lanczos has none.")
-        b = problem.integer(block_size, "block_size", 1, N)
-        ncv = problem.basis_size(ncv, k, b, N)
-        transform = Transform.of(A, P, inverse)
-        V = transform.start(problem.start(v0, A, b))
+        b = integer(block_size, "block_size", 1, N)
+        ncv = eigenproblem.basis_size(ncv, k, b, N)
+        transform = SpectralTransformation.of(A, P, inverse)
+        V = transform.start(eigenproblem.start(v0, A, b))
         basis = Basis(
             N,
             first=k,
@@ -152,9 +151,9 @@ def eigsh(
     elif method == "lobpcg":
         run = LOBPCG(
             A,
-            problem.start(v0, A, k),
+            eigenproblem.start(v0, A, k),
             k,
-            largest=problem.largest(end, psd=A.psd, inverse=inverse is not None),
+            largest=eigenproblem.largest(end, psd=A.psd, inverse=inverse is not None),
             P=P,
             M=M,
             tol=tol,
@@ -174,8 +173,8 @@ def eigsh(
         if pairs.done < len(pairs.X):
             multiply = products(A, count)
             # what an interrupted search has found is not what it goes on from
-            to = Checkpoint(None, A, {}) if pairs.status == "interrupted" else file
-            status = carry_out(Proof(pairs, P), multiply, to, "proof")
+            to = Checkpoint(None) if pairs.status == "interrupted" else file
+            status = carry_out(ResidualCheck(pairs, P), multiply, to, "proof")
             count = multiply.count
             if status == "interrupted":
                 pairs = pairs.known()
@@ -194,13 +193,13 @@ def eigsh(
 
 def _search(
     run: Lanczos | LOBPCG, products: Callable[..., Products], file: Checkpoint
-) -> tuple[Pairs, int]:
+) -> tuple[RitzPairs, int]:
     """The pairs, found or read, and the products made so far."""
     stored = file.load(finite=True)
     if stored is not None and stored.pop("stage") == "proof":
         count = stored.pop("count")
         stored["X"] = stored["X"].to(run.matrix.device)
-        return Pairs(**stored), count
+        return RitzPairs(**stored), count
     if stored is not None:
         run.resume(stored)
     multiply = products(run.matrix, 0 if stored is None else stored["count"])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from curvop.checkpoint import State
 from curvop.scaling import norms
-from curvop.spectra import sums
 from curvop.spectra.basis import Basis
+from curvop.spectra.inner_products import norm
 
 Multiply = Callable[[Tensor], Tensor]
+Which = Literal["LA", "SA", "LM", "BE"]
 
 
 class Krylov:
@@ -50,11 +53,11 @@ class Krylov:
 
     def offer(self, w: Tensor) -> bool:
         """Add what ``w`` has beyond the basis as a pending vector; ``w`` is lost."""
-        before = sums.norm(w)
-        _, norm = self.basis.orthogonalise(w, self.used)
-        if norm <= self.basis.noise * before:
+        before = norm(w)
+        _, left = self.basis.orthogonalise(w, self.used)
+        if left <= self.basis.noise * before:
             return False
-        self.basis.put(self.used, w.div_(norm))
+        self.basis.put(self.used, w.div_(left))
         self.q += 1
         return True
 
@@ -70,7 +73,7 @@ class Krylov:
         # a copy: an operator may return what it stores, or what it was given
         W = W.to(self.basis.dtype, copy=True)
         for w in W:
-            self.scale = max(self.scale, sums.norm(w))
+            self.scale = max(self.scale, norm(w))
             coefficients, beta = self.basis.orthogonalise(w, self.used)
             h = coefficients[self.base :]
             m, n = self.m, self.m + self.q
@@ -147,3 +150,27 @@ def random(basis: Basis, generator: Generator) -> Tensor:
     device = generator.device
     v = torch.randn(basis.N, generator=generator, device=device, dtype=basis.dtype)
     return v.to(basis.device)
+
+
+def wanted(theta: Tensor, k: int, which: Which) -> Tensor:
+    """Positions, in order, of the ``k`` wanted among ascending Ritz values."""
+    m = len(theta)
+    k = min(k, m)
+    if which == "LM":
+        return theta.abs().argsort(descending=True, stable=True)[:k].sort().values
+    low = {"LA": 0, "SA": k, "BE": k // 2}[which]
+    positions = theta.new_tensor([*range(low), *range(m - (k - low), m)])
+    return positions.long()
+
+
+def bounds(values: Tensor, which: Which) -> tuple[float, float]:
+    """The open interval that the unwanted values lie in, given the wanted ones."""
+    values = values.sort().values
+    if which == "LM":
+        smallest = float(values.abs().min())
+        return -smallest, smallest
+    low = {"LA": 0, "SA": len(values), "BE": len(values) // 2}[which]
+    return (
+        float(values[low - 1]) if low else -math.inf,
+        float(values[low]) if low < len(values) else math.inf,
+    )

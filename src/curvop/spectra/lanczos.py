@@ -10,15 +10,14 @@ from torch import Generator, Tensor
 
 from curvop.checkpoint import State
 from curvop.spectra.basis import Basis
-from curvop.spectra.ends import Which, bounds, wanted
-from curvop.spectra.krylov import Krylov
-from curvop.spectra.missed import Chain
-from curvop.spectra.products import Products
-from curvop.spectra.residuals import Pairs, departure
-from curvop.spectra.transform import Transform
+from curvop.spectra.deflation import DeflatedKrylov
+from curvop.spectra.krylov import Krylov, Which, bounds, wanted
+from curvop.spectra.residuals import RitzPairs, relation_error
+from curvop.spectra.resumable import Products
+from curvop.spectra.spectral_transformation import SpectralTransformation
 
 APART = 0.1  # largest part of what is missing in a vector that is known
-CHAIN = 12  # rows that a chain should have to itself
+DEFLATED = 12  # rows that a deflated space should have to itself
 JOINED = 2  # vectors that join the search at once
 
 
@@ -42,11 +41,11 @@ class Aim:
 
 
 class Lanczos:
-    """A run: the search, and a chain that looks for what the search cannot see.
+    """A run: the search, and a deflated space that looks for what it cannot see.
 
     The search is a Krylov space: whatever the number of copies of an eigenvalue, it has
-    one eigenvector from each start vector. Once the wanted ones have converged, a chain
-    from a random vector runs in the complement of the search; what it finds beyond the
+    one eigenvector from each start vector. Once the wanted ones have converged, a space
+    from a random vector is built in the complement of the search; what it finds beyond the
     wanted ones joins the search.
 
     Args:
@@ -63,13 +62,13 @@ class Lanczos:
         basis: Basis,
         start: Tensor | None,
         block_size: int,
-        transform: Transform,
+        transform: SpectralTransformation,
         aim: Aim,
         generator: Generator,
     ) -> None:
         self.matrix = transform.B
         self.search = Krylov(basis)
-        self.chain: Chain | None = None  # takes the place of what is pending
+        self.deflated: DeflatedKrylov | None = None  # takes the place of what is pending
         self._pending: Tensor | None = None
         self._ready = False  # for the next product
         self._start = start
@@ -88,30 +87,32 @@ class Lanczos:
                 if status is not None:
                     return status
                 self._ready = True
-            (self.search if self.chain is None else self.chain.krylov).expand(multiply)
+            (self.search if self.deflated is None else self.deflated.krylov).expand(
+                multiply
+            )
             self._ready = False
             save()
 
     def _decide(self, multiply: Products) -> str | None:
         """End with a status, or get ready for the next product."""
-        if self.chain is None:
+        if self.deflated is None:
             if self._converged(multiply):
-                self._begin_chain()
-                if self.chain is None:
+                self._deflate()
+                if self.deflated is None:
                     return "converged"
-        elif not self._join() and self.chain.sees_nothing():
+        elif not self._join() and self.deflated.sees_nothing():
             return "converged"
         if multiply.count >= self._aim.maxiter:
             return "maxiter"
-        if self.chain is not None:
-            self.chain.make_room(self._aim.which)
+        if self.deflated is not None:
+            self.deflated.make_room(self._aim.which)
             return None
         self._make_room()
         if self.search.q == 0:  # an invariant subspace with too little in it
             self.search.inject(self._generator)
         return None
 
-    def finish(self, status: str, multiply: Products) -> Pairs:
+    def finish(self, status: str, multiply: Products) -> RitzPairs:
         """Give up the basis for the wanted pairs; if interrupted, the converged ones."""
         search, basis = self.search, self.search.basis
         theta, S, residuals = self._wanted()
@@ -119,7 +120,7 @@ class Lanczos:
         if status == "interrupted":
             small = residuals <= tolerance
             theta, S, residuals = theta[small], S[:, small], residuals[small]
-        if self.chain is not None and self._pending is not None:
+        if self.deflated is not None and self._pending is not None:
             for i, f in enumerate(self._pending):
                 basis.put(search.m + i, f)
         ascending = self._transform.values(theta).argsort()
@@ -128,7 +129,7 @@ class Lanczos:
         C = search.matrices()[1].clone()
         F = basis.rows(search.m, search.used).clone()
         X = basis.leave(search.m)
-        pairs = Pairs(X, self._transform.values(theta), residuals, status)
+        pairs = RitzPairs(X, self._transform.values(theta), residuals, status)
         if not self._transform.plain or basis.basis_dtype != basis.dtype:
             X /= torch.linalg.vector_norm(X, dim=1, keepdim=True)
             self._transform.back(X)
@@ -136,7 +137,7 @@ class Lanczos:
         pairs.limit = 10 * max(tolerance, noise)
         try:
             if status != "interrupted":
-                added = departure(multiply, X, theta, F, C)
+                added = relation_error(multiply, X, theta, F, C)
                 pairs.residuals = torch.hypot(residuals, torch.full_like(residuals, added))
                 pairs.done = len(X) if added <= noise else 0
                 return pairs
@@ -192,7 +193,7 @@ class Lanczos:
         w = wanted(theta, p, self._aim.which)
         self.search.restart(theta[w], S[:, w])
 
-    def _begin_chain(self) -> None:
+    def _deflate(self) -> None:
         """Look for what is missing, unless the search spans the space."""
         search, aim = self.search, self._aim
         theta, S, residuals = search.ritz()
@@ -202,31 +203,31 @@ class Lanczos:
         # missing, which then is not in the complement: at most residual / distance.
         known = residuals <= APART * torch.minimum(high - theta, theta - low)
         known[w] = True
-        room = max(search.basis.capacity - CHAIN - search.q, aim.k)
+        room = max(search.basis.capacity - DEFLATED - search.q, aim.k)
         kept = wanted(theta, room, aim.which)
         kept = kept[known[kept]]
         search.restart(theta[kept], S[:, kept])
         self._pending = search.basis.rows(search.m, search.used).clone()
         # what a residual leaves undecided of a value is of second order
         slack = max(search.basis.noise, 4 * aim.tol**2) * self._norm(theta)
-        self.chain = Chain.begun(search, (low, high), slack, self._generator)
+        self.deflated = DeflatedKrylov.begun(search, (low, high), slack, self._generator)
 
     def _join(self) -> bool:
-        """Whether the chain found something, which then is part of the search."""
-        assert self.chain is not None
-        found = self.chain.found()[:, :JOINED]
+        """Whether the deflated space found something, which then is part of the search."""
+        assert self.deflated is not None
+        found = self.deflated.found()[:, :JOINED]
         c = found.shape[1]
         if c == 0:
             return False
-        search, chain = self.search, self.chain.krylov
-        chain.basis.rotate(chain.base, chain.base + chain.m, found)
+        search, deflated = self.search, self.deflated.krylov
+        deflated.basis.rotate(deflated.base, deflated.base + deflated.m, found)
         theta, S, residuals = self._wanted()
         # what is dropped couples to the wanted ones by no more than their residuals
         search.slack = max(search.slack, float(residuals.max()))
         search.restart(theta, S, pending=False)
-        search.basis.move(chain.base, chain.base + c, search.used)
+        search.basis.move(deflated.base, deflated.base + c, search.used)
         search.q = c
-        self.chain = None
+        self.deflated = None
         return True
 
     # ---------------------------------------------------------------- checkpoint
@@ -236,7 +237,7 @@ class Lanczos:
         return {
             "panels": self.search.basis.panels,
             "search": self.search.state(),
-            "chain": None if self.chain is None else self.chain.state(),
+            "chain": None if self.deflated is None else self.deflated.state(),
             "pending": self._pending,
             "ready": self._ready,
             "generator": self._generator.get_state(),
@@ -248,7 +249,7 @@ class Lanczos:
         basis.panels[:] = [p.to(basis.basis_device) for p in state["panels"]]
         self.search = Krylov.resumed(basis, state["search"])
         if state["chain"] is not None:
-            self.chain = Chain.resumed(basis, state["chain"])
+            self.deflated = DeflatedKrylov.resumed(basis, state["chain"])
             self._pending = state["pending"].to(basis.device)
         self._ready = state["ready"]
         self._generator.set_state(state["generator"])

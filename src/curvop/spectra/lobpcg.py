@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 from curvop.checkpoint import State
 from curvop.operators import LinearOperator
 from curvop.scaling import norms, unit
-from curvop.spectra.products import Products
-from curvop.spectra.residuals import Pairs
+from curvop.spectra.residuals import RitzPairs
+from curvop.spectra.resumable import Products
 
 NOISE = 500  # units of rounding that the recurrences may add to a residual
 
@@ -96,12 +96,12 @@ class LOBPCG:
                 self._step(R[active], multiply)
             save()
 
-    def finish(self, status: str, multiply: Products) -> Pairs:
+    def finish(self, status: str, multiply: Products) -> RitzPairs:
         """The wanted pairs; if interrupted, the converged ones."""
         if self._X is None:
             none = self._theta.cpu().double()
             empty = torch.zeros(0, self.matrix.shape[0]).to(self._theta)
-            return Pairs(empty, none, none, status)
+            return RitzPairs(empty, none, none, status)
         X, theta, R = self._X, self._theta, self._residuals(self._X)
         if status == "interrupted":
             small = self._error(X, R) <= self._tol
@@ -109,7 +109,7 @@ class LOBPCG:
         order = theta.argsort()
         values, residuals = theta[order], norms(R[order], 1)
         done = len(order) if self._fresh or status == "interrupted" else 0
-        return Pairs(
+        return RitzPairs(
             X[0][order], values.cpu().double(), residuals.cpu().double(), status, done
         )
 

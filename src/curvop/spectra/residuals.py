@@ -11,11 +11,13 @@ from torch import Tensor
 
 from curvop.checkpoint import EVERY, State
 from curvop.operators import LinearOperator
-from curvop.spectra import sums
-from curvop.spectra.products import Products
+from curvop.spectra.inner_products import inner_product, norm
+from curvop.spectra.resumable import Products
 
 
-def departure(multiply: Products, X: Tensor, theta: Tensor, F: Tensor, C: Tensor) -> float:
+def relation_error(
+    multiply: Products, X: Tensor, theta: Tensor, F: Tensor, C: Tensor
+) -> float:
     r"""How far products are from ``A X = X Θ + F C``, by one product.
 
     A Lanczos method has its residuals in this relation, but not what rounding and noise
@@ -36,11 +38,11 @@ def departure(multiply: Products, X: Tensor, theta: Tensor, F: Tensor, C: Tensor
     error.addmv_(X.T, theta.to(g) * g, alpha=-1)
     if len(F):
         error.addmv_(F.T, C.to(g) @ g, alpha=-1)
-    return sums.norm(error)
+    return norm(error)
 
 
 @dataclass
-class Pairs:
+class RitzPairs:
     """Eigenvectors as rows, of which the first ``done`` have a residual.
 
     Attributes:
@@ -59,17 +61,17 @@ class Pairs:
     done: int = 0
     limit: float = math.inf
 
-    def known(self) -> Pairs:
+    def known(self) -> RitzPairs:
         """Those with a residual, after an interrupt."""
         n = self.done
-        return Pairs(self.X[:n], self.values[:n], self.residuals[:n], "interrupted", n)
+        return RitzPairs(self.X[:n], self.values[:n], self.residuals[:n], "interrupted", n)
 
     def state(self) -> State:
         """All of it."""
         return dict(vars(self))
 
 
-class Proof:
+class ResidualCheck:
     """Rayleigh quotients and residuals ``‖A x - λ P x‖``, a few products at a time.
 
     Args:
@@ -77,7 +79,7 @@ class Proof:
         P: The matrix of a generalised problem, or ``None``.
     """
 
-    def __init__(self, pairs: Pairs, P: LinearOperator | None) -> None:
+    def __init__(self, pairs: RitzPairs, P: LinearOperator | None) -> None:
         self._pairs = pairs
         self._P = P
 
@@ -89,9 +91,9 @@ class Proof:
             AX = multiply(X).to(X.dtype)
             PX = X if self._P is None else (self._P @ X.T.to(self._P.dtype)).T.to(X.dtype)
             for x, ax, px in zip(X, AX, PX, strict=True):
-                value = sums.dot(x, ax) / sums.dot(x, px)
+                value = inner_product(x, ax) / inner_product(x, px)
                 pairs.values[pairs.done] = value
-                pairs.residuals[pairs.done] = sums.norm(torch.add(ax, px, alpha=-value))
+                pairs.residuals[pairs.done] = norm(torch.add(ax, px, alpha=-value))
                 pairs.done += 1
             save()
         if pairs.status == "converged" and bool((pairs.residuals > pairs.limit).any()):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from curvop.arguments import integer
 from curvop.operators import LinearOperator, as_operator
 from curvop.scaling import norms, unit
-from curvop.spectra import problem
 from curvop.spectra.eigsh import eigsh
 
 
@@ -79,7 +79,7 @@ def svds(
     tensor([3., 2.])
     """
     A = as_operator(A)
-    k = problem.integer(k, "k", 1, min(A.shape))
+    k = integer(k, "k", 1, min(A.shape))
     size = _size(A)
     A = A / size
     if A.shape[0] < A.shape[1]:
