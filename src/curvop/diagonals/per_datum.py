@@ -11,8 +11,8 @@ from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator
 from curvop.derivatives import chunks
-from curvop.diagonals.computation import WrongDiagonalError
 from curvop.diagonals.output_columns import OutputColumns, columns_at_once, squares
+from curvop.diagonals.ways import WrongDiagonalError
 from curvop.linearized import leads, rows_by_passes, rows_by_vmap
 from curvop.operators import Blocks
 from curvop.risk import nested

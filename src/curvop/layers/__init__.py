@@ -2,7 +2,7 @@
 
 from curvop.layers.bilinear import Bilinear
 from curvop.layers.call import Call, MatrixCall
-from curvop.layers.calls import Calls, Duals, detached_from_base
+from curvop.layers.calls import Calls, Duals
 from curvop.layers.convolution import Convolution, TransposedConvolution, Window
 from curvop.layers.embedding import Embedding
 from curvop.layers.linear import Linear
@@ -20,5 +20,4 @@ __all__ = [
     "Norm",
     "TransposedConvolution",
     "Window",
-    "detached_from_base",
 ]

@@ -22,8 +22,8 @@ def attention(query: Tensor, *args: Any, **kwargs: Any) -> Any:
         "has_torch_function": lambda _: False,
         "linear": partial(_data_leading, N),
     }
-    for inner in (F._in_projection_packed, F._in_projection):
-        names[inner.__name__] = _within(inner, names)
+    for inner in ("_in_projection_packed", "_in_projection"):
+        names[inner] = _within(getattr(F, inner), names)
     return _within(F.multi_head_attention_forward, names)(query, *args, **kwargs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +17,7 @@ from curvop.layers.call import Call, MatrixCall
 class Bilinear(MatrixCall):
     """``z`` is ``x``; ``y`` is among the options."""
 
-    functions = {F.bilinear: "input1 input2 weight bias"}
+    functions: ClassVar[dict[Any, str]] = {F.bilinear: "input1 input2 weight bias"}
 
     @classmethod
     def input_of(cls, function: Any, named: dict[str, Any]) -> Tensor | None:
@@ -50,7 +50,8 @@ class Bilinear(MatrixCall):
         if V is None:
             assert c is not None
             return c.expand(self.shape)
-        return F.bilinear(*self.tensors, V, c)
+        out: Tensor = self.function(*self.tensors, V, c)
+        return out
 
     def inputs(self, N: int, data: slice = slice(None)) -> Tensor:
         """``x ⊗ y``, ``[1, n, T, d]``."""

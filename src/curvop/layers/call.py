@@ -26,6 +26,7 @@ class Call(ABC):
     Attributes:
         functions: The functions that call such a layer, with the names of their arguments.
         form: Of the weight: ``"matrix"``, ``"table"`` or ``"scale"``.
+        bias_apart: Whether the bias has positions of its own, other than the weight's.
         function: The function that was called.
         weight: Position of ``W`` among the parameters, or ``None``.
         bias: Position of ``b``, or ``None`` where it is missing or a constant.
@@ -40,6 +41,7 @@ class Call(ABC):
 
     functions: ClassVar[dict[Any, str]] = {}
     form: ClassVar[str]
+    bias_apart: ClassVar[bool] = False
 
     function: Any
     weight: int | None
@@ -116,7 +118,7 @@ class Call(ABC):
 
     @property
     def leading(self) -> int | None:
-        """Length of the axis that the data lie along, of ``z`` and ``a``; ``None``: none."""
+        """Length of the axis of the data; ``None`` without one."""
         return self.shape[0] if self.is_batched else None
 
     @property
@@ -135,7 +137,7 @@ class Call(ABC):
 
     def without_inputs(self) -> Call:
         """What gradients of the outputs need, without the memory of what does not."""
-        return self.map_inputs(lambda z: z.new_empty(0))
+        return self
 
     def check_version(self) -> None:
         """Refuse an input that is no longer what it was.
@@ -160,6 +162,10 @@ class MatrixCall(Call):
 
     form = "matrix"
     transposed: ClassVar[bool] = False
+
+    def without_inputs(self) -> Call:
+        """Without ``z``."""
+        return self.map_inputs(lambda z: z.new_empty(0))
 
     @abstractmethod
     def inputs(self, N: int, data: slice = slice(None)) -> Tensor:

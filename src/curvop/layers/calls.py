@@ -59,6 +59,12 @@ class _LayerMode(TorchFunctionMode, ABC):
         self._opened = OPENED if every else {}
         self._position = {id(p): i for i, p in enumerate(params)}
 
+    def _opens(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether to look inside of a function: where it is handed parameters."""
+        if func not in self._opened or is_packed(func, args):
+            return False
+        return any(id(t) in self._position for t in tree_leaves((args, kwargs)))
+
     @abstractmethod
     def _call(self, call: Call, named: dict[str, Any]) -> Tensor:
         """What to do instead of a call with these arguments."""
@@ -71,10 +77,9 @@ class _LayerMode(TorchFunctionMode, ABC):
     ) -> Any:
         """Call as usual, or as the subclass says."""
         kwargs = kwargs or {}
-        if func in self._opened and not is_packed(func, args):
-            if any(id(t) in self._position for t in tree_leaves((args, kwargs))):
-                with self:
-                    return self._opened[func](*args, **kwargs)
+        if self._opens(func, args, kwargs):
+            with self:
+                return self._opened[func](*args, **kwargs)
         if func not in self._table:
             return func(*args, **kwargs)
         kind, names = self._table[func]

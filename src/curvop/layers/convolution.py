@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,7 @@ class _Windowed(MatrixCall):
 class Convolution(_Windowed):
     """``a = W z + b`` for the patch ``z`` of each position of the output."""
 
-    functions = dict.fromkeys(
+    functions: ClassVar[dict[Any, str]] = dict.fromkeys(
         (F.conv1d, F.conv2d, F.conv3d),
         "input weight bias stride padding dilation groups",
     )
@@ -202,11 +202,12 @@ class TransposedConvolution(_Windowed):
     The gradient of the weight is ``Σ z ⊗ u`` with the patches ``u`` of the output's.
     """
 
-    functions = dict.fromkeys(
+    functions: ClassVar[dict[Any, str]] = dict.fromkeys(
         (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
         "input weight bias stride padding output_padding groups dilation",
     )
     transposed = True
+    bias_apart = True
 
     @property
     def input_size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from curvop.layers.call import Call
 
+_ARGUMENTS = "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
+
 
 @final
 @dataclass(frozen=True)
 class Embedding(Call):
     """``z`` are tokens ``[N, ...]``, in place of the unit vectors ``e_v``."""
 
-    functions = {
-        F.embedding: "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse"
-    }
+    functions: ClassVar[dict[Any, str]] = {F.embedding: _ARGUMENTS}
     form = "table"
 
     @classmethod
@@ -59,9 +59,9 @@ class Embedding(Call):
     def output_gradients(self, U: Tensor, N: int) -> Tensor:
         """``[K, 1, N, T, D]``; zero where a row is a constant."""
         U = U.reshape(len(U), 1, N, -1, U.shape[-1])
-        return (
-            U if self.padding is None else U * (self.tokens(N) != self.padding)[..., None]
-        )
+        if self.padding is None:
+            return U
+        return U * (self.tokens(N) != self.padding)[..., None]
 
     def keys(self, N: int) -> Tensor:
         """Data and tokens by position, ``n V + v``: ``[N·T]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, ClassVar, final
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +17,7 @@ from curvop.layers.call import MatrixCall
 class Linear(MatrixCall):
     """``z`` is ``[N, ..., d]``, and ``a`` ``[N, ..., m]``."""
 
-    functions = {F.linear: "input weight bias"}
+    functions: ClassVar[dict[Any, str]] = {F.linear: "input weight bias"}
 
     @property
     def is_batched(self) -> bool:

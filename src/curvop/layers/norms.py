@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ _STATISTICS = "input running_mean running_var weight bias"
 class Norm(Call):
     """``z`` is the normalised input ``x̂``, a constant; without a scale, the input."""
 
-    functions = {
+    functions: ClassVar[dict[Any, str]] = {
         F.layer_norm: "input normalized_shape weight bias eps",
         F.rms_norm: "input normalized_shape weight eps",
         F.group_norm: "input num_groups weight bias eps",
@@ -37,8 +37,8 @@ class Norm(Call):
         plain = {**named, "input": x, "weight": None}
         if "bias" in named:
             plain["bias"] = None
-        of_batch = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}
-        if named.get(of_batch.get(function), function is F.instance_norm):
+        of_input = function is F.instance_norm and named.get("use_input_stats", True)
+        if of_input or named.get("training"):
             plain |= {k: None for k in ("running_mean", "running_var") if k in named}
         with torch.no_grad():
             normalised: Tensor = function(**plain)

@@ -102,7 +102,6 @@ _GATES: dict[str, Gates] = {
     "gru": _gru,
     "lstm": _lstm,
 }
-# packed sequences, whose data are of unequal length, take one more tensor, and no loop
 LOOPS: dict[Any, Callable[..., Any]] = {
     **{getattr(torch, name): partial(_recurrent, g) for name, g in _GATES.items()},
     **{getattr(torch, f"{name}_cell"): partial(_cell, g) for name, g in _GATES.items()},
@@ -110,5 +109,5 @@ LOOPS: dict[Any, Callable[..., Any]] = {
 
 
 def is_packed(function: Any, args: Sequence[Any]) -> bool:
-    """Whether a recurrent function was called with data of unequal length."""
+    """Whether data are of unequal length, for which there is no loop here."""
     return function in LOOPS and len(args) > 3 and isinstance(args[3], list | tuple)
