@@ -111,6 +111,7 @@ def test_several_inputs_or_outputs() -> None:
 
 
 def test_randomness() -> None:
+    torch.manual_seed(0)  # RReLU draws for negative inputs only: of 45 seeds one has none
     refuses(
         NonDeterministicError,
         r"stage '1' \(Dropout\) has dropout in train mode.*eval\(\)",

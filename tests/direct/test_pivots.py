@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from curvop import SingularSystemError
+from curvop.direct.block_elimination import GROWTH, factorise
 from curvop.direct.inverse import ChainInverseLinearOperator
 from curvop.direct.pivots import eliminate
-from curvop.direct.sweep import GROWTH, factorise
 from tests.cases.problem import Problem
 from tests.comparing import random
 from tests.direct.chains import chain, dense, mlp, residual
@@ -21,7 +21,7 @@ from tests.direct.chains import chain, dense, mlp, residual
 def inverse(p: Problem, damping: float, growth: float) -> ChainInverseLinearOperator:
     A = chain(p)
     return ChainInverseLinearOperator(
-        A._problem,
+        A._system,
         A.input_space,
         damping,
         refine=1,
@@ -33,7 +33,7 @@ def inverse(p: Problem, damping: float, growth: float) -> ChainInverseLinearOper
 
 def counts(p: Problem, damping: float) -> list[int]:
     """Negative eigenvalues of each pivot, none of them delayed."""
-    return [s.num_negative for s in factorise(chain(p)._problem, damping, math.inf)]
+    return [s.num_negative for s in factorise(chain(p)._system, damping, math.inf)]
 
 
 def singular_pivot(p: Problem) -> float:
@@ -93,7 +93,7 @@ def test_elimination_is_the_schur_complement(eigenvalues: tuple[float, ...]) -> 
     rest = correction + N.T @ (N / D[:, None])
     expected = G.T @ torch.linalg.solve(M, G)
     assert float((rest - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
-    assert len(D) == sum(abs(e) < 1e-2 for e in eigenvalues) == pivot.num_late
+    assert len(D) == sum(abs(e) < 1e-2 for e in eigenvalues) == pivot.num_delayed
     total = pivot.num_negative + int((D < 0).sum())
     assert total == sum(e < 0 for e in eigenvalues)
     logabsdet = pivot.logabsdet + float(D.abs().log().sum())
@@ -104,7 +104,7 @@ def test_cancelling_corrections_are_seen() -> None:
     """Two tiny eigenvalues of opposite sign cancel in ``Gᵀ M⁻¹ G``, not in ``M⁻¹ G``."""
     M = torch.tensor([[1e-10, 0.0], [0.0, -1e-10]]).double()
     G = torch.ones(2, 1).double()
-    assert eliminate(M, G, 100.0, "here").pivot.num_late == 2
+    assert eliminate(M, G, 100.0, "here").pivot.num_delayed == 2
 
 
 def test_a_zero_pivot_that_is_coupled_to_nothing_is_an_error() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop import ChainHessianLinearOperator
-from curvop.direct.expansion import _ELEMENTWISE
+from curvop.direct.newton_system import _ELEMENTWISE
 from tests.cases.problem import Problem
 from tests.comparing import TOLERANCE, error, random
 from tests.direct.chains import chain, dense, problem, residual

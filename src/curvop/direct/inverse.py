@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from curvop.derivatives import leading, trailing
-from curvop.direct.control import ControlProblem
-from curvop.direct.sweep import GROWTH, factorise, solve
+from curvop.direct.block_elimination import GROWTH, factorise, solve
+from curvop.direct.newton_system import NewtonSystem
 from curvop.operators import Blocks, LinearOperator, SingularSystemError, Space
 
 
@@ -34,7 +34,7 @@ class ChainInverseLinearOperator(LinearOperator):
 
     def __init__(
         self,
-        problem: ControlProblem,
+        problem: NewtonSystem,
         space: Space,
         damping: float,
         *,
@@ -43,14 +43,14 @@ class ChainInverseLinearOperator(LinearOperator):
         dtype: torch.dtype,
         growth: float = GROWTH,
     ) -> None:
-        self._problem = problem
+        self._system = problem
         self._steps = factorise(problem, damping, growth)
         self.damping, self._refine, self._rtol = damping, refine, rtol
         super().__init__(
             space,
             space,
             dtype=dtype,
-            device=problem.terminal.device,
+            device=problem.loss_hessian.device,
             symmetric=True,
             psd=self.num_negative() == 0,
         )
@@ -68,24 +68,24 @@ class ChainInverseLinearOperator(LinearOperator):
         return sum(step.nbytes for step in self._steps)
 
     def _matmat(self, M: Blocks) -> Blocks:
-        b = self._problem.pack(leading(M))
+        b = self._system.pack(leading(M))
         norms = _norms(b)
         if not bool(torch.isfinite(norms).all()):
             raise ValueError(
                 "Expected finite right-hand sides, got NaN or infinity. Look for them "
                 "with torch.isfinite(b)."
             )
-        x = solve(self._problem, self._steps, b)
+        x = solve(self._system, self._steps, b)
         for _ in range(self._refine):
-            correction = solve(self._problem, self._steps, self._residual(x, b))
+            correction = solve(self._system, self._steps, self._residual(x, b))
             x = [part.add_(dx) for part, dx in zip(x, correction, strict=True)]
         if self._rtol is not None:
             self._check(_norms(self._residual(x, b)), norms, self._rtol)
-        return trailing([block.to(self.dtype) for block in self._problem.unpack(x)])
+        return trailing([block.to(self.dtype) for block in self._system.unpack(x)])
 
     def _residual(self, x: list[Tensor], b: list[Tensor]) -> list[Tensor]:
         """``b − (H + εI) x``."""
-        triples = zip(b, self._problem.product(x), x, strict=True)
+        triples = zip(b, self._system.product(x), x, strict=True)
         return [torch.sub(b, Hx).sub_(x, alpha=self.damping) for b, Hx, x in triples]
 
     def _check(self, residuals: Tensor, norms: Tensor, rtol: float) -> None:

@@ -8,19 +8,19 @@ import torch
 from torch import Size, Tensor
 from torch.nn.functional import pad
 
-from curvop.direct.complement import Complement
-from curvop.direct.stages import ControlledStage
+from curvop.direct.pivots import NullSpacePivot
+from curvop.direct.stages import ParametricStage
 from curvop.operators import Blocks, SingularSystemError
 
 
 @final
-class LinearStage(ControlledStage):
+class LinearStage(ParametricStage):
     r"""``Z̄ X̄ᵀ`` with parameters ``X̄ = [W b]`` and inputs ``Z̄ = [Z 1]``.
 
     ``X̄`` is ``[m, w̄]``, for ``m`` units, and ``Z̄`` is ``[n, w̄]``. The layer is linear in
     its input and in its parameters: ``Q = R = 0``. With ``Z̄ = L Vᵀ``,
     ``V`` orthonormal ``[w̄, r]`` and ``r = min(n, w̄)``, the output moves with
-    ``Ξ = X̄ V`` only; the rest of ``X̄`` is the complement. In these coordinates
+    ``Ξ = X̄ V`` only; the rest of ``X̄`` is in the null space. In these coordinates
 
     .. math:: B = I ⊗ L, \qquad S_{(iρ),(nj)} = μ_{ni} V_{jρ}
 
@@ -75,28 +75,28 @@ class LinearStage(ControlledStage):
 
     # -------------------------------------------------------------- products
 
-    def push(self, u: Tensor, x: Tensor) -> Tensor:
+    def jvp(self, u: Tensor, x: Tensor) -> Tensor:
         """``W u + X̄ Z̄ᵀ``."""
         moved: Tensor = self._rows(u) @ self._W.T + (self._X(x) @ self._Z.T).mT
         return moved.flatten(1)
 
-    def pull(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         """``Wᵀ v``."""
         return (self._rows(v) @ self._W).flatten(1)
 
     def gradient(self, v: Tensor, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """``Wᵀv + μX`` and ``vᵀZ̄ + μᵀu``."""
-        state = self._rows(v) @ self._W
-        control = self._rows(v).mT @ self._Z
+        at_input = self._rows(v) @ self._W
+        at_parameters = self._rows(v).mT @ self._Z
         if self._w:
-            state += self._μ @ self._X(x)[:, :, : self._w]
+            at_input += self._μ @ self._X(x)[:, :, : self._w]
             u = pad(self._rows(u), (0, self._Z.shape[1] - self._w))
-            control.baddbmm_(self._μ.T.expand(len(u), -1, -1), u)
-        return state.flatten(1), control.flatten(1)
+            at_parameters.baddbmm_(self._μ.T.expand(len(u), -1, -1), u)
+        return at_input.flatten(1), at_parameters.flatten(1)
 
     def congruence(self, P: Tensor) -> Tensor:
         """``Wᵀ P W``."""
-        return self.pull(self.pull(P).T)
+        return self.vjp(self.vjp(P).T)
 
     # ------------------------------------------------------------ coordinates
 
@@ -116,7 +116,7 @@ class LinearStage(ControlledStage):
         size = self.num_coordinates
         return M.reshape(size, size), G.reshape(size, self.num_inputs)
 
-    def pull_coordinates(self, v: Tensor) -> Tensor:
+    def vjp_coordinates(self, v: Tensor) -> Tensor:
         """``Lᵀ v``."""
         return (self._rows(v).mT @ self._L).flatten(1)
 
@@ -124,27 +124,27 @@ class LinearStage(ControlledStage):
         """``X̄ V``."""
         return (self._X(x) @ self._V).flatten(1)
 
-    def parameters(self, ξ: Tensor, rest: Tensor | None) -> Tensor:
-        """``Ξ Vᵀ``, and the complement of ``rest``."""
+    def parameters(self, ξ: Tensor, unseen: Tensor | None) -> Tensor:
+        """``Ξ Vᵀ``, and what ``unseen`` has in the null space."""
         Ξ = ξ.reshape(-1, self._V.shape[1])
-        if rest is None:
+        if unseen is None:
             return (Ξ @ self._V.T).reshape(len(ξ), -1)
-        X = rest.reshape(-1, len(self._V))
+        X = unseen.reshape(-1, len(self._V))
         return torch.addmm(X, Ξ - X @ self._V, self._V.T).reshape(len(ξ), -1)
 
-    def complement(self, damping: float, threshold: float) -> Complement | None:
+    def null_space_pivot(self, damping: float, threshold: float) -> NullSpacePivot | None:
         """``X̄ (I − VVᵀ)``; nothing if there are as many samples as inputs."""
         w_bar, r = self._V.shape
         if r == w_bar:
             return None
-        rest = Complement(self._V, self._μ, self._w, damping, threshold)
-        if damping == 0 and rest.num_pivots:
+        pivot = NullSpacePivot(self._V, self._μ, self._w, damping, threshold)
+        if damping == 0 and pivot.num_pivots:
             raise SingularSystemError(
-                f"The matrix has a null space of {rest.num_pivots} dimensions in "
+                f"The matrix has a null space of {pivot.num_pivots} dimensions in "
                 f"{self.name}: n = {len(self._Z)} rows are too few for its {w_bar} "
                 "inputs. Choose a damping other than 0, or more data."
             )
-        return rest
+        return pivot
 
     # ----------------------------------------------------------------- shapes
 

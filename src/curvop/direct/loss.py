@@ -1,4 +1,4 @@
-"""The loss as terminal cost: its gradient and Hessian in the prediction."""
+"""The loss, expanded to second order: its gradient and Hessian in the prediction."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.autograd import composed
-from curvop.direct.double_backward import gradient, second
-from curvop.direct.layers import in_double
+from curvop.autograd import composed, gradient, pullback
+from curvop.direct.sequential import in_double
 from curvop.risk import (
     buffer_slots,
     dependent,
@@ -41,7 +40,7 @@ _SEPARABLE = {
 
 
 @dataclass(frozen=True)
-class TerminalCost:
+class LossExpansion:
     """The loss, expanded to second order at the prediction.
 
     Attributes:
@@ -65,9 +64,9 @@ class TerminalCost:
         return float(eigenvalues.min()) >= -1e-12 * float(eigenvalues.abs().max())
 
 
-def terminal_cost(
+def expanded_loss(
     loss_func: Callable[[Any, Any], Tensor], prediction: Tensor, y: Any, culprit: str
-) -> TerminalCost:
+) -> LossExpansion:
     """Differentiate the loss twice.
 
     Args:
@@ -92,9 +91,9 @@ def terminal_cost(
                 f"precision: {error}"
             ) from error
         _check(loss, culprit)
-        λ = gradient(loss, f, create_graph=True)
-        blocks = second(λ, f, num_groups=_num_independent(loss_func, prediction))
-    return TerminalCost(λ.detach().flatten(), blocks)
+        (λ,) = gradient(loss, [f])
+        blocks = _diagonal_blocks(λ, f, _num_independent(loss_func, prediction))
+    return LossExpansion(λ.detach().flatten(), blocks)
 
 
 def refuse_parameters(
@@ -121,6 +120,20 @@ def _num_independent(loss_func: object, prediction: Tensor) -> int:
     """Into how many groups of outputs, one after another, the loss falls apart."""
     is_separable = kind_of(loss_func) in _SEPARABLE and prediction.ndim > 1
     return len(prediction) if is_separable else 1
+
+
+def _diagonal_blocks(λ: Tensor, f: Tensor, num_groups: int) -> Tensor:
+    """Those of ``∂λ/∂f``, all others being zero: ``[groups, c, c]``.
+
+    One pass differentiates an entry of every group.
+    """
+    one = [λ.new_ones(())]
+    rows = [
+        pullback([column.sum()], [f], one, create_graph=False, keep=True)[0]
+        for column in λ.reshape(num_groups, -1).unbind(1)
+    ]
+    blocks = torch.stack([row.reshape(num_groups, -1) for row in rows], 1)
+    return (blocks + blocks.mT) / 2
 
 
 def _check(loss: Any, culprit: str) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from curvop.direct.expansion import is_structured
-from curvop.direct.layers import Layer
-from curvop.direct.stages import ControlledStage
+from curvop.direct.newton_system import is_structured
+from curvop.direct.sequential import Layer
+from curvop.direct.stages import ParametricStage
 
 _BYTES = 8  # double precision
 
@@ -46,19 +46,19 @@ def check_memory(layers: Sequence[Layer], Z: Sequence[Tensor], limit: int) -> No
     )
 
 
-def check_growth(nbytes: int, stage: ControlledStage, num_late: int, limit: int) -> None:
+def check_growth(nbytes: int, stage: ParametricStage, num_delayed: int, limit: int) -> None:
     """Refuse a pivot that what was delayed has made too large.
 
     Args:
         nbytes: What the factors take so far.
         stage: The stage to be eliminated.
-        num_late: Number of delayed variables that join it.
+        num_delayed: Number of delayed variables that join it.
         limit: Bytes.
 
     Raises:
         ValueError: If the factors would exceed the limit.
     """
-    size = stage.num_coordinates + num_late
+    size = stage.num_coordinates + num_delayed
     nbytes += _BYTES * size * (size + stage.num_inputs)
     if nbytes > limit:
         raise ValueError(

@@ -9,12 +9,14 @@ direction waits, and is eliminated upstream together with further variables.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from curvop.operators import SingularSystemError
 
@@ -27,28 +29,28 @@ class Pivot(ABC):
     Stationarity of ``½ ξᵀMξ + ξᵀ(Gu − h)`` is ``ξ = M⁻¹(h − G u)``. Vectors are rows.
 
     Attributes:
-        num_late: Number of directions that are delayed.
+        num_delayed: Number of directions that are delayed.
         num_negative: Number of negative eigenvalues of what is eliminated.
         logabsdet: Logarithm of its absolute determinant.
         nbytes: What is kept.
     """
 
-    num_late: int
+    num_delayed: int
     num_negative: int
     logabsdet: float
     nbytes: int
 
     @abstractmethod
-    def backward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def eliminate(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Eliminate, for a right-hand side ``h``.
 
         Returns:
-            What the forward sweep needs; the addition to the state's right-hand side;
+            What :meth:`substitute` needs; the addition to the state's right-hand side;
             the right-hand side of what is delayed.
         """
 
     @abstractmethod
-    def forward(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    def substitute(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
         """``ξ``, once the state and what was delayed are known."""
 
 
@@ -106,7 +108,7 @@ def eliminate(M: Tensor, G: Tensor, threshold: float, name: str) -> Eliminated:
 class _Direct(Pivot):
     """The whole block, eliminated by a factorisation."""
 
-    num_late = 0
+    num_delayed = 0
 
     def __init__(
         self, solve: Solve, G: Tensor, num_negative: int, logabsdet: float, nbytes: int
@@ -119,10 +121,10 @@ class _Direct(Pivot):
     def correction(self, G: Tensor) -> Tensor:
         return G.T @ self.gain
 
-    def backward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def eliminate(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self._solve(h), h @ self.gain, h[:, :0]
 
-    def forward(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    def substitute(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
         return saved - u @ self.gain.T
 
 
@@ -130,34 +132,34 @@ def _spectral(M: Tensor, G: Tensor, threshold: float, name: str) -> Eliminated:
     """Eliminate by eigenvectors, and delay some of them."""
     λ, U = torch.linalg.eigh(M)
     g = U.T @ G
-    late = g.square().sum(1) > threshold * λ.abs()
-    now = ~late
+    delayed = g.square().sum(1) > threshold * λ.abs()
+    now = ~delayed
     if bool((λ[now] == 0).any()):
         raise SingularSystemError(
             f"The matrix is singular: {name} has a pivot that is zero. Choose another "
             "damping."
         )
-    pivot = _Spectral(U[:, now], λ[now], g[now] / λ[now, None], U[:, late])
-    return Eliminated(pivot, g[now].T @ pivot.gain, g[late], λ[late])
+    pivot = _Spectral(U[:, now], λ[now], g[now] / λ[now, None], U[:, delayed])
+    return Eliminated(pivot, g[now].T @ pivot.gain, g[delayed], λ[delayed])
 
 
 @final
 class _Spectral(Pivot):
     """The span of some eigenvectors ``U``, eliminated; the others are delayed."""
 
-    def __init__(self, U: Tensor, λ: Tensor, gain: Tensor, late: Tensor) -> None:
-        self._U, self._λ, self.gain, self._late = U, λ, gain, late
-        self.num_late = late.shape[1]
+    def __init__(self, U: Tensor, λ: Tensor, gain: Tensor, delayed: Tensor) -> None:
+        self._U, self._λ, self.gain, self._delayed = U, λ, gain, delayed
+        self.num_delayed = delayed.shape[1]
         self.num_negative = int((λ < 0).sum())
         self.logabsdet = float(λ.abs().log().sum())
-        self.nbytes = sum(t.nbytes for t in (U, λ, gain, late))
+        self.nbytes = sum(t.nbytes for t in (U, λ, gain, delayed))
 
-    def backward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def eliminate(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         now = h @ self._U
-        return now / self._λ, now @ self.gain, h @ self._late
+        return now / self._λ, now @ self.gain, h @ self._delayed
 
-    def forward(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        return (saved - u @ self.gain.T) @ self._U.T + y @ self._late.T
+    def substitute(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        return (saved - u @ self.gain.T) @ self._U.T + y @ self._delayed.T
 
 
 def _num_negative(M: Tensor) -> int:
@@ -175,3 +177,103 @@ def _num_negative(M: Tensor) -> int:
         count += 1 if det < 0 else 2 * (tr < 0)
         i += 2
     return count
+
+
+@final
+class NullSpacePivot:
+    r"""``C = X̄ (I − V Vᵀ)``: the parameters of a linear layer that its output does not see.
+
+    They are more than the samples; their pivot is the damping ``ε``.
+
+    It moves the gradient of the input by ``μ C`` (its first ``w`` columns). Eliminated,
+    it subtracts ``ε⁻¹ μμᵀ ⊗ (I − V Vᵀ)`` from the Schur complement ``P`` in the input.
+    Directions of ``μ = U σ Qᵀ`` in which that is large are delayed: they go upstream as
+    variables ``Y`` with ``C = Q Y V_oᵀ`` and the cost ``½ ε ‖Y‖²``.
+
+    Args:
+        V: Orthonormal, ``[w̄, r]``.
+        μ: Adjoint of the output, ``[n, m]``; zero if nothing couples.
+        w: Number of weights of a unit whose inputs move.
+        damping: ``ε``.
+        threshold: Delay where elimination would add more than that.
+
+    Attributes:
+        num_pivots: Number of directions that are eliminated.
+        num_delayed: Number of those that are delayed.
+    """
+
+    def __init__(
+        self, V: Tensor, μ: Tensor, w: int, damping: float, threshold: float
+    ) -> None:
+        self._V, self._w, self._damping = V, w, damping
+        U, σ, Qt = torch.linalg.svd(μ, full_matrices=False)
+        delayed = (σ**2 > threshold * abs(damping)) & (σ > torch.finfo(σ.dtype).eps * σ[0])
+        now = ~delayed
+        self._μ = (U[:, now] * σ[now]) @ Qt[now]
+        self._N, self._Q = U[:, delayed] * σ[delayed], Qt[delayed].T
+        self._Vo = V[:, :0]
+        m, (w_bar, r), q = μ.shape[1], V.shape, self._Q.shape[1]
+        if q:  # an orthonormal basis, wanted only now
+            self._Vo = torch.linalg.qr(V, mode="complete")[0][:, r:]
+        self.num_pivots, self.num_delayed = (m - q) * (w_bar - r), q * (w_bar - r)
+        self._gain = 1 / damping if damping and self.num_pivots else 0.0
+
+    @property
+    def logabsdet(self) -> float:
+        """Of the pivots."""
+        return self.num_pivots * math.log(abs(self._damping)) if self.num_pivots else 0.0
+
+    @property
+    def num_negative(self) -> int:
+        """Of the pivots."""
+        return self.num_pivots if self._damping < 0 else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is kept."""
+        return sum(t.nbytes for t in (self._μ, self._N, self._Q, self._Vo))
+
+    def correction(self) -> Tensor:
+        """What the eliminated directions subtract from ``P``."""
+        V = self._V[: self._w]
+        rest = torch.eye(self._w).to(V) - V @ V.T
+        return torch.kron(self._gain * self._μ @ self._μ.T, rest)
+
+    def delayed(self) -> tuple[Tensor, Tensor]:
+        """Coupling ``N`` ``[k, a]`` and cost ``D`` ``[k]`` of the delayed directions."""
+        N = torch.einsum("na,jb->abnj", self._N, self._Vo[: self._w])
+        D = N.new_full((self.num_delayed,), self._damping)
+        return N.reshape(self.num_delayed, len(self._N) * self._w), D
+
+    def eliminate(self, g: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Eliminate, for right-hand sides ``g`` ``[K, p]`` of the parameters.
+
+        Args:
+            g: The right-hand sides.
+            seen: Their coordinates ``X̄ V``, ``[K, m·r]``.
+
+        Returns:
+            The addition to the state's right-hand side; that of what is delayed.
+        """
+        X, Ξ = self._X(g), seen.reshape(len(g), -1, self._V.shape[1])
+        p = self._μ @ X[:, :, : self._w] - self._μ @ Ξ @ self._V[: self._w].T
+        Y = self._Q.T @ X @ self._Vo
+        return p.mul_(self._gain).flatten(1), Y.flatten(1)
+
+    def substitute(self, g: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        """Parameters with this ``C``, once the state and what was delayed are known.
+
+        What they have besides is arbitrary.
+        """
+        K, gain = len(g), self._gain
+        u = pad(u.reshape(K, len(self._μ), self._w), (0, len(self._V) - self._w))
+        μT = self._μ.T.expand(K, -1, -1)
+        X = (gain * self._X(g)).baddbmm_(μT, u, alpha=-gain)
+        if self.num_delayed:
+            Y = y.reshape(K, self._Q.shape[1], self._Vo.shape[1])
+            X = X + self._Q @ (Y @ self._Vo.T - self._Q.T @ X)
+        return X.flatten(1)
+
+    def _X(self, g: Tensor) -> Tensor:
+        """``X̄``: ``[K, p] -> [K, m, w̄]``."""
+        return g.reshape(len(g), self._μ.shape[1], len(self._V))

@@ -1,13 +1,13 @@
-"""Stages: what the sweep needs to know of one layer of the chain.
+"""Stages: what block elimination needs to know of one layer of the chain.
 
-The Hessian is the matrix of a linear-quadratic control problem with states ``u`` (moved
-activations) and controls ``x`` (moved parameters):
+With moved activations ``u`` and moved parameters ``x``, the states and controls of a
+linear-quadratic control problem,
 
     u_out = A u + B x,    cost ½ uᵀQu + xᵀSu + ½ xᵀRx ,
 
 with ``A = ∂f/∂z``, ``B = ∂f/∂x``, and ``Q, S, R`` the second derivatives of ``λ·f`` for
-the adjoint ``λ`` of the layer's output; zero for the Gauss-Newton matrix. States and
-controls are flat, and ``K`` of them are the rows of a matrix: ``u [K, a]``, ``x [K, p]``.
+the adjoint ``λ`` of the layer's output; zero for the Gauss-Newton matrix. Both are
+flat, and ``K`` of them are the rows of a matrix: ``u [K, a]``, ``x [K, p]``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import final
 import torch
 from torch import Size, Tensor
 
-from curvop.direct.complement import Complement
+from curvop.direct.pivots import NullSpacePivot
 from curvop.operators import Blocks
 
 
@@ -41,11 +41,11 @@ class Stage(ABC):
         return sum(shape.numel() for shape in self.shapes)
 
     @abstractmethod
-    def push(self, u: Tensor, x: Tensor) -> Tensor:
+    def jvp(self, u: Tensor, x: Tensor) -> Tensor:
         """``A u + B x``."""
 
     @abstractmethod
-    def pull(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         """``Aᵀ v``."""
 
     @abstractmethod
@@ -66,10 +66,10 @@ class Stage(ABC):
         return [b.reshape(-1, *shape) for b, shape in zip(parts, self.shapes, strict=True)]
 
 
-class ControlledStage(Stage):
+class ParametricStage(Stage):
     """A stage with parameters, in orthonormal coordinates ``ξ`` of those that ``B`` sees.
 
-    The other parameters, if any, form the complement.
+    The other parameters, if any, are in the null space of ``B``.
     """
 
     @property
@@ -82,7 +82,7 @@ class ControlledStage(Stage):
         """``R + BᵀPB`` and ``S + BᵀPA`` in the coordinates."""
 
     @abstractmethod
-    def pull_coordinates(self, v: Tensor) -> Tensor:
+    def vjp_coordinates(self, v: Tensor) -> Tensor:
         """``Bᵀ v`` in the coordinates."""
 
     @abstractmethod
@@ -90,11 +90,11 @@ class ControlledStage(Stage):
         """``ξ`` of ``x``."""
 
     @abstractmethod
-    def parameters(self, ξ: Tensor, rest: Tensor | None) -> Tensor:
-        """The ``x`` that has these coordinates, and the complement of ``rest``."""
+    def parameters(self, ξ: Tensor, unseen: Tensor | None) -> Tensor:
+        """The ``x`` with these coordinates, and what ``unseen`` has in the null space."""
 
     @abstractmethod
-    def complement(self, damping: float, threshold: float) -> Complement | None:
+    def null_space_pivot(self, damping: float, threshold: float) -> NullSpacePivot | None:
         """The parameters that ``B`` does not see, to be eliminated with this damping."""
 
 
@@ -106,11 +106,11 @@ class ElementwiseStage(Stage):
         self.name, self.shapes, self.num_inputs = name, (), len(d)
         self._d, self._q = d, q
 
-    def push(self, u: Tensor, x: Tensor) -> Tensor:
+    def jvp(self, u: Tensor, x: Tensor) -> Tensor:
         """``d u``."""
         return u * self._d
 
-    def pull(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         """``d v``."""
         return v * self._d
 
@@ -124,7 +124,7 @@ class ElementwiseStage(Stage):
 
 
 @final
-class DenseStage(ControlledStage):
+class DenseStage(ParametricStage):
     """Any layer, with its derivatives as matrices.
 
     Args:
@@ -145,18 +145,18 @@ class DenseStage(ControlledStage):
         """All parameters are seen."""
         return self.size
 
-    def push(self, u: Tensor, x: Tensor) -> Tensor:
+    def jvp(self, u: Tensor, x: Tensor) -> Tensor:
         """``A u + B x``."""
         return u @ self._A.T + x @ self._B.T
 
-    def pull(self, v: Tensor) -> Tensor:
+    def vjp(self, v: Tensor) -> Tensor:
         """``Aᵀ v``."""
         return v @ self._A
 
     def gradient(self, v: Tensor, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """``Aᵀv + Qu + Sᵀx`` and ``Bᵀv + Su + Rx``."""
         Q, S, R = self._Q, self._S, self._R
-        return self.pull(v) + u @ Q + x @ S, v @ self._B + u @ S.T + x @ R
+        return self.vjp(v) + u @ Q + x @ S, v @ self._B + u @ S.T + x @ R
 
     def congruence(self, P: Tensor) -> Tensor:
         """``Q + Aᵀ P A``."""
@@ -167,7 +167,7 @@ class DenseStage(ControlledStage):
         BtP = self._B.T @ P
         return self._R + BtP @ self._B, self._S + BtP @ self._A
 
-    def pull_coordinates(self, v: Tensor) -> Tensor:
+    def vjp_coordinates(self, v: Tensor) -> Tensor:
         """``Bᵀ v``."""
         return v @ self._B
 
@@ -175,10 +175,10 @@ class DenseStage(ControlledStage):
         """The parameters themselves."""
         return x
 
-    def parameters(self, ξ: Tensor, rest: Tensor | None) -> Tensor:
+    def parameters(self, ξ: Tensor, unseen: Tensor | None) -> Tensor:
         """The coordinates themselves."""
         return ξ
 
-    def complement(self, damping: float, threshold: float) -> Complement | None:
+    def null_space_pivot(self, damping: float, threshold: float) -> NullSpacePivot | None:
         """Nothing is unseen."""
         return None

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from curvop.autograd import differentiable_kernels
 from curvop.derivatives import leading, trailing
-from curvop.direct.control import control_problem
-from curvop.direct.evaluation import activations, first_not_finite
+from curvop.direct.block_elimination import factorise
 from curvop.direct.inverse import ChainInverseLinearOperator
-from curvop.direct.layers import layers_of
-from curvop.direct.loss import refuse_parameters, terminal_cost
+from curvop.direct.loss import expanded_loss, refuse_parameters
 from curvop.direct.memory import check_memory, physical_memory
-from curvop.direct.spectrum import smallest_eigenvalue
-from curvop.operators import Blocks, LinearOperator, Space
+from curvop.direct.newton_system import NewtonSystem, newton_system
+from curvop.direct.sequential import activations, first_not_finite, layers_of
+from curvop.operators import Blocks, LinearOperator, SingularSystemError, Space
 from curvop.risk import nested, preserved
 
 
@@ -31,7 +30,7 @@ class ChainHessianLinearOperator(LinearOperator):
 
     The system ``(H + εI) x = b`` is solved exactly, in time linear in the depth ``L`` and
     without forming ``H``: it is the Newton system of an optimal control problem, and a
-    Riccati sweep eliminates its parameters layer by layer. The pivots also tell the
+    block elimination takes out its parameters layer by layer. The pivots also tell the
     number of negative eigenvalues and the log-determinant. For ``n`` samples and linear
     layers of width ``w`` a layer costs about ``5 (nw)³`` operations and keeps
     ``2 (nw)²`` numbers (fewer for ``n > w``): the method is for small batches and
@@ -112,10 +111,10 @@ class ChainHessianLinearOperator(LinearOperator):
             layers, Z = layers[first:], Z[first:]
             check_memory(layers, Z, limit)
             refuse_parameters(loss_func, trained, Z[-1], y)
-            cost = terminal_cost(loss_func, Z[-1], y, culprit)
+            loss = expanded_loss(loss_func, Z[-1], y, culprit)
             is_hessian = curvature == "hessian"
-            self._problem = control_problem(
-                layers, Z, cost, is_hessian=is_hessian, memory_limit=limit
+            self._system = newton_system(
+                layers, Z, loss, is_hessian=is_hessian, memory_limit=limit
             )
         space = Space(tuple(p.shape for p in trained.values()), tuple(trained))
         super().__init__(
@@ -124,7 +123,7 @@ class ChainHessianLinearOperator(LinearOperator):
             dtype=sample.dtype,
             device=sample.device,
             symmetric=True,
-            psd=not is_hessian and cost.is_convex,
+            psd=not is_hessian and loss.is_convex,
         )
 
     def inverse(
@@ -157,7 +156,7 @@ class ChainHessianLinearOperator(LinearOperator):
             if rtol <= 0:
                 raise ValueError(f"Expected a positive rtol, or None, got {rtol}.")
         return ChainInverseLinearOperator(
-            self._problem,
+            self._system,
             self.input_space,
             float(damping),
             refine=int(refine),
@@ -181,14 +180,52 @@ class ChainHessianLinearOperator(LinearOperator):
         _check_number("tol", tol)
         if tol <= 0:
             raise ValueError(f"Expected a positive tol, got {tol}.")
-        return smallest_eigenvalue(self._problem, max(tol, 1e-15))
+        norm = _norm(self._system)
+        if norm == 0:
+            return 0.0
+        low, high = -norm, norm
+        while _has_below(self._system, low):
+            low *= 2
+        while not _has_below(self._system, high):
+            high *= 2
+        while high - low > max(tol, 1e-15) * norm:
+            middle = (low + high) / 2
+            if _has_below(self._system, middle):
+                high = middle
+            else:
+                low = middle
+        return (low + high) / 2
 
     def _matmat(self, M: Blocks) -> Blocks:
-        Hx = self._problem.product(self._problem.pack(leading(M)))
-        return trailing([block.to(self.dtype) for block in self._problem.unpack(Hx)])
+        Hx = self._system.product(self._system.pack(leading(M)))
+        return trailing([block.to(self.dtype) for block in self._system.unpack(Hx)])
 
     def _transpose(self) -> LinearOperator:
         return self
+
+
+def _has_below(system: NewtonSystem, t: float) -> bool:
+    """Whether there is an eigenvalue at or below ``t``: is ``H − tI`` not positive?"""
+    try:
+        return any(step.num_negative for step in factorise(system, -t))
+    except SingularSystemError:
+        return True
+
+
+def _norm(system: NewtonSystem) -> float:
+    """The spectral norm, roughly and from below, by the power method."""
+    generator = torch.Generator().manual_seed(0)
+    v = [
+        torch.randn(1, stage.size, generator=generator, dtype=torch.float64)
+        for stage in system.stages
+    ]
+    v, norm = [part.to(system.loss_hessian) for part in v], 1.0
+    for _ in range(10):
+        v = system.product([part / norm for part in v])
+        norm = float(torch.cat(v, 1).norm())
+        if norm == 0:
+            break
+    return norm
 
 
 def _check_batch(X: Any, y: Any, sample: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""The Riccati sweep: eliminate the parameters stage by stage, from the loss upstream.
+"""Block elimination: the parameters stage by stage, from the loss upstream.
 
 Dunn & Bertsekas ("Efficient dynamic programming implementations of Newton's method for
 unconstrained optimal control problems", 1989) and Pantoja ("Differential dynamic
 programming and Newton's method", 1988) solve Newton systems of control problems so. With
-``P`` the Hessian of the cost of a stage's output, and ``P = Φ`` at the loss,
+``P`` the Schur complement in a stage's output, and ``P = Φ`` at the loss,
 
     M = R + εI + BᵀPB      G = S + BᵀPA      P_in = Q + AᵀPA − GᵀM⁻¹G .
 
@@ -21,11 +21,10 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from curvop.direct.complement import Complement
-from curvop.direct.control import ControlProblem
 from curvop.direct.memory import check_growth
-from curvop.direct.pivots import Pivot, eliminate
-from curvop.direct.stages import ControlledStage, Stage
+from curvop.direct.newton_system import NewtonSystem
+from curvop.direct.pivots import NullSpacePivot, Pivot, eliminate
+from curvop.direct.stages import ParametricStage, Stage
 
 # A pivot waits if it would add more than GROWTH times the largest entry of the Hessian of
 # the loss in the state to it. Smaller values delay more, at a cost in memory and time;
@@ -36,8 +35,8 @@ GROWTH = 1e2
 FLOOR = 1e5
 
 
-class Cost(NamedTuple):
-    """Cost of a state and of delayed variables: ``½ uᵀPu + yᵀNu + ½ yᵀDy``.
+class SchurComplement(NamedTuple):
+    """In a state and in delayed variables: the cost ``½ uᵀPu + yᵀNu + ½ yᵀDy``.
 
     Attributes:
         P: ``[a, a]``.
@@ -50,7 +49,7 @@ class Cost(NamedTuple):
     D: Tensor
 
 
-class Step(ABC):
+class Elimination(ABC):
     """One stage, eliminated; applied to right-hand sides.
 
     Attributes:
@@ -64,7 +63,7 @@ class Step(ABC):
     nbytes: int
 
     @abstractmethod
-    def backward(self, p: Tensor, q: Tensor, g: Tensor) -> tuple[Any, Tensor, Tensor]:
+    def eliminate(self, p: Tensor, q: Tensor, g: Tensor) -> tuple[Any, Tensor, Tensor]:
         """From right-hand sides at the output to those at the input.
 
         Args:
@@ -73,78 +72,78 @@ class Step(ABC):
             g: That of the parameters.
 
         Returns:
-            What :meth:`forward` needs; ``p`` and ``q`` at the input.
+            What :meth:`substitute` needs; ``p`` and ``q`` at the input.
         """
 
     @abstractmethod
-    def forward(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def substitute(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From state and delayed variables at the input: parameters; both at the output."""
 
 
 def factorise(
-    problem: ControlProblem, damping: float, growth: float = GROWTH
-) -> tuple[Step, ...]:
+    system: NewtonSystem, damping: float, growth: float = GROWTH
+) -> tuple[Elimination, ...]:
     """Eliminate all stages of ``H + εI``; the steps are in the order of the chain.
 
     Raises:
         SingularSystemError: If a pivot is singular.
         ValueError: If the factors exceed the memory limit.
     """
-    Φ = problem.terminal
-    cost, nbytes = Cost(Φ, Φ[:0], Φ.new_zeros(0)), 0
-    steps: list[Step] = []
-    parts = zip(problem.stages, problem.scales, problem.reaches, strict=True)
+    Φ = system.loss_hessian
+    schur, nbytes = SchurComplement(Φ, Φ[:0], Φ.new_zeros(0)), 0
+    steps: list[Elimination] = []
+    parts = zip(system.stages, system.scales, system.reaches, strict=True)
     for stage, scale, reach in reversed(list(parts)):
-        step: Step
-        if isinstance(stage, ControlledStage) and stage.size:
-            check_growth(nbytes, stage, len(cost.D), problem.memory_limit)
+        step: Elimination
+        if isinstance(stage, ParametricStage) and stage.size:
+            check_growth(nbytes, stage, len(schur.D), system.memory_limit)
             floor = FLOOR * abs(damping) / max(reach, 1e-300)
             threshold = growth * max(scale, floor)
-            step, cost = _eliminate(stage, cost, damping, threshold)
+            step, schur = _eliminate(stage, schur, damping, threshold)
         else:
             step = _Passage(stage)
-            cost = Cost(stage.congruence(cost.P), stage.pull(cost.N), cost.D)
+            schur = SchurComplement(stage.congruence(schur.P), stage.vjp(schur.N), schur.D)
         nbytes += step.nbytes
         steps.append(step)
     return tuple(steps[::-1])
 
 
 def solve(
-    problem: ControlProblem, steps: tuple[Step, ...], b: Sequence[Tensor]
+    system: NewtonSystem, steps: tuple[Elimination, ...], b: Sequence[Tensor]
 ) -> list[Tensor]:
     """``x`` with ``(H + εI) x = b``."""
-    p = b[0].new_zeros(len(b[0]), len(problem.terminal))
+    p = b[0].new_zeros(len(b[0]), len(system.loss_hessian))
     q = p[:, :0]
     saved, x = [], []
     for step, g in zip(steps[::-1], b[::-1], strict=True):
-        kept, p, q = step.backward(p, q, g)
+        kept, p, q = step.eliminate(p, q, g)
         saved.append(kept)
     u, y = p, q  # of no entries: nothing is upstream
     for step, kept in zip(steps, saved[::-1], strict=True):
-        part, u, y = step.forward(kept, u, y)
+        part, u, y = step.substitute(kept, u, y)
         x.append(part)
     return x
 
 
 def _eliminate(
-    stage: ControlledStage, cost: Cost, damping: float, threshold: float
-) -> tuple[Step, Cost]:
-    P, N, D = cost
+    stage: ParametricStage, schur: SchurComplement, damping: float, threshold: float
+) -> tuple[Elimination, SchurComplement]:
+    P, N, D = schur
     M, G = stage.pivot(P)
     M.diagonal().add_(damping)
     num_own = len(M)
     if len(D):  # what was delayed is eliminated together with the parameters
-        NB = stage.pull_coordinates(N)
+        NB = stage.vjp_coordinates(N)
         M = torch.cat([torch.cat([M, NB.T], 1), torch.cat([NB, D.diag()], 1)])
-        G = torch.cat([G, stage.pull(N)])
+        G = torch.cat([G, stage.vjp(N)])
     pivot, correction, N, D = eliminate(_symmetric(M), G, threshold, stage.name)
     P = stage.congruence(P) - correction
-    rest = stage.complement(damping, threshold)
-    if rest is not None:
-        P = P - rest.correction()
-        N_rest, D_rest = rest.delayed()
-        N, D = torch.cat([N, N_rest]), torch.cat([D, D_rest])
-    return _Elimination(stage, pivot, rest, num_own), Cost(_symmetric(P), N, D)
+    null = stage.null_space_pivot(damping, threshold)
+    if null is not None:
+        P = P - null.correction()
+        N_null, D_null = null.delayed()
+        N, D = torch.cat([N, N_null]), torch.cat([D, D_null])
+    return _Pivoted(stage, pivot, null, num_own), SchurComplement(_symmetric(P), N, D)
 
 
 def _symmetric(P: Tensor) -> Tensor:
@@ -152,48 +151,54 @@ def _symmetric(P: Tensor) -> Tensor:
 
 
 @final
-class _Passage(Step):
+class _Passage(Elimination):
     """A stage without parameters."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.num_negative, self.logabsdet, self.nbytes = 0, 0.0, 0
 
-    def backward(self, p: Tensor, q: Tensor, g: Tensor) -> tuple[Any, Tensor, Tensor]:
-        return g, self._stage.pull(p), q
+    def eliminate(self, p: Tensor, q: Tensor, g: Tensor) -> tuple[Any, Tensor, Tensor]:
+        return g, self._stage.vjp(p), q
 
-    def forward(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return saved, self._stage.push(u, saved), y
+    def substitute(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return saved, self._stage.jvp(u, saved), y
 
 
 @final
-class _Elimination(Step):
+class _Pivoted(Elimination):
     """A stage whose parameters, and what was delayed downstream, are eliminated."""
 
     def __init__(
-        self, stage: ControlledStage, pivot: Pivot, rest: Complement | None, num_own: int
+        self,
+        stage: ParametricStage,
+        pivot: Pivot,
+        null: NullSpacePivot | None,
+        num_own: int,
     ) -> None:
-        self._stage, self._pivot, self._rest, self._num_own = stage, pivot, rest, num_own
-        parts = (pivot,) if rest is None else (pivot, rest)
+        self._stage, self._pivot, self._null, self._num_own = stage, pivot, null, num_own
+        parts = (pivot,) if null is None else (pivot, null)
         self.num_negative = sum(part.num_negative for part in parts)
         self.logabsdet = sum(part.logabsdet for part in parts)
         self.nbytes = sum(part.nbytes for part in parts)
 
-    def backward(self, p: Tensor, q: Tensor, g: Tensor) -> tuple[Any, Tensor, Tensor]:
+    def eliminate(self, p: Tensor, q: Tensor, g: Tensor) -> tuple[Any, Tensor, Tensor]:
         stage = self._stage
         seen = stage.coordinates(g)
-        h = torch.cat([seen - stage.pull_coordinates(p), q], 1)
-        saved, dp, late = self._pivot.backward(h)
-        p = stage.pull(p) + dp
-        if self._rest is not None:
-            dp, unseen = self._rest.backward(g, seen)
-            p, late = p + dp, torch.cat([late, unseen], 1)
-        return (saved, g), p, late
+        h = torch.cat([seen - stage.vjp_coordinates(p), q], 1)
+        saved, dp, delayed = self._pivot.eliminate(h)
+        p = stage.vjp(p) + dp
+        if self._null is not None:
+            dp, unseen = self._null.eliminate(g, seen)
+            p, delayed = p + dp, torch.cat([delayed, unseen], 1)
+        return (saved, g), p, delayed
 
-    def forward(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        stage, (seen, g), num_late = self._stage, saved, self._pivot.num_late
-        ξ = self._pivot.forward(seen, u, y[:, :num_late])
+    def substitute(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stage, (seen, g), num_delayed = self._stage, saved, self._pivot.num_delayed
+        ξ = self._pivot.substitute(seen, u, y[:, :num_delayed])
         ξ, joined = ξ[:, : self._num_own], ξ[:, self._num_own :]
-        rest = None if self._rest is None else self._rest.forward(g, u, y[:, num_late:])
-        x = stage.parameters(ξ, rest)
-        return x, stage.push(u, x), joined
+        unseen = None
+        if self._null is not None:
+            unseen = self._null.substitute(g, u, y[:, num_delayed:])
+        x = stage.parameters(ξ, unseen)
+        return x, stage.jvp(u, x), joined
