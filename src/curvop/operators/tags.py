@@ -1,4 +1,4 @@
-"""What the user knows of a matrix and the library cannot see."""
+"""Tags that the user knows to hold and the library cannot check."""
 
 from __future__ import annotations
 

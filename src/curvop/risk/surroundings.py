@@ -1,4 +1,4 @@
-"""What surrounds every pass over the data: set for differentiation, then as found."""
+"""The context of every pass over the data: settings of torch, restored afterwards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from curvop.risk.randomness import preserved
 def surroundings(data: Data) -> Iterator[None]:
     """Kernels that can be differentiated, no inference mode, generators preserved.
 
-    Where vmap has no rule for an op, torch loops and warns of its own speed: nothing that
-    the user of a loss could mend.
+    Torch's warning that vmap has no rule for an op and loops is ignored: the user could not
+    do anything about it.
     """
     with (
         warnings.catch_warnings(),
