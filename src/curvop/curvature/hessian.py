@@ -13,7 +13,7 @@ from curvop.operators import Blocks
 from curvop.risk import Loss
 
 # Parameters of a convolutional network from which one column at a time is faster on a CPU:
-# under vmap, a convolution with a tangent for each column becomes a grouped one, slow there.
+# under vmap, a convolution with a tangent for each column becomes a grouped one.
 WIDE = 2**20
 
 

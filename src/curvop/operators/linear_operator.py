@@ -518,7 +518,7 @@ def are_transposed(A: LinearOperator, B: LinearOperator) -> bool:
 
 
 def _summand(B: Any) -> LinearOperator:
-    """Whatever :func:`as_operator` understands.
+    """Anything that :func:`as_operator` accepts, as an operator.
 
     Raises:
         TypeError: If it is a number: a multiple of the identity must be written out.

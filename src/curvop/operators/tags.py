@@ -35,7 +35,7 @@ def assume_symmetric(A: Any) -> LinearOperator:
     """Tag ``A`` as symmetric; nothing is checked.
 
     Args:
-        A: An operator, or whatever :func:`as_operator` understands.
+        A: An operator, or anything that :func:`as_operator` accepts.
 
     Raises:
         ValueError: If ``A`` is not square.
@@ -52,7 +52,7 @@ def assume_psd(A: Any) -> LinearOperator:
     """Tag ``A`` as symmetric positive semi-definite; nothing is checked.
 
     Args:
-        A: An operator, or whatever :func:`as_operator` understands.
+        A: An operator, or anything that :func:`as_operator` accepts.
 
     Raises:
         ValueError: If ``A`` is not square.
