@@ -42,7 +42,7 @@ class Estimator(ABC):
         """Value and standard error, ``nan`` as long as there are too few samples."""
 
     def refined(self, state: State, need: float) -> State:
-        """The state to go on from if ``need`` samples are needed; ``count`` 0 starts afresh."""
+        """The state to go on from, if so many samples are needed; 0 counted: afresh."""
         return state
 
 
