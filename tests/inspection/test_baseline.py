@@ -13,12 +13,12 @@ from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.empirical_fisher import EFLinearOperator
 from curvop.curvature.ggn import GGNLinearOperator
 from curvop.curvature.hessian import HessianLinearOperator
-from curvop.curvature.proof import Truth, is_gradient, subject
+from curvop.curvature.proof import Truth, is_gradient
 from curvop.inspection import Reference, preflight
 from curvop.inspection.baseline import reference
 from curvop.operators import probe
+from curvop.risk.double_precision import duplicate
 from curvop.risk.parameters import Parameters
-from curvop.risk.replica import doubled, duplicate
 from tests.cases import attention, parameterizations, truth
 from tests.cases.curvature import MODELS, Model
 from tests.cases.problem import Problem
@@ -117,7 +117,7 @@ def test_kink_is_no_error(matrix: Any) -> None:
     assert known is None
     assert how.method is None
     assert "do not converge in float64" in how.doubt
-    assert is_gradient(subject(operator(problem), problem.X, problem.y))
+    assert is_gradient(operator(problem).subject(problem.X, problem.y))
 
 
 def test_kink_is_unchecked() -> None:
@@ -158,8 +158,8 @@ def test_padding_of_a_tied_embedding() -> None:
 
 def in_double(problem: Problem) -> tuple[Parameters, Any]:
     """Model and parameters in double precision, and the inputs."""
-    op, X, _ = doubled(operator(problem), problem.X, problem.y)
-    return op._parameters, X
+    op, X, _ = operator(problem).in_double(problem.X, problem.y)
+    return op.risk.parameters, X
 
 
 SCALE = torch.tensor(1.5)
@@ -295,7 +295,7 @@ def test_closure_that_cannot_be_copied() -> None:
 
 
 def test_no_copy_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvop.risk.replica._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("curvop.risk.double_precision._free_bytes", lambda device: 1000)
     found = models.looked_at(models.mlp())
     assert {r.dtype for r in found.references} == {"float32"}
     assert all(1e-6 < r.error <= 1e-3 for r in found.references)

@@ -161,11 +161,11 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         self.diagonal_blocks = _as_blocks(block_sizes, len(risk.parameters.tensors))
         _warn_of_batch_statistics(model_func, risk.data)
         if check_deterministic:
-            with risk.surroundings():
+            with risk.context():
                 self.risk = settled(risk)
         self._differentiate_by(differentiation)
         if check_deterministic:
-            with risk.surroundings():
+            with risk.context():
                 found = self.check_deterministic()
                 if found is not None:  # on a rank without data there is nothing to prove
                     self.ways, self._proof = found
@@ -209,7 +209,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         return sized("auto", self.shape[0])
 
     def _matmat(self, M: Blocks) -> Blocks:
-        with self.risk.surroundings():
+        with self.risk.context():
             V = leading(M)
             if V[0].shape[0] == 0:
                 return M

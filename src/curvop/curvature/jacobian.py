@@ -114,7 +114,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         parameters = self.risk.parameters
         # needed by the methods below, before the codomain is known
         self._dtype, self._domain = parameters.dtype, parameters.space
-        with self.risk.surroundings():
+        with self.risk.context():
             if check_deterministic:
                 rows = self._check_deterministic()
             else:
@@ -127,7 +127,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         )
 
     def _matmat(self, M: Blocks) -> Blocks:
-        with self.risk.surroundings():
+        with self.risk.context():
             V = leading(M)
             # [K, N·C]
             (out,) = self._finite(lambda J: ([J._push(V)], J), V, None)
@@ -137,7 +137,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return trailing([out.reshape(-1, *self.codomain[0])])
 
     def _rmatmat(self, M: Blocks) -> Blocks:
-        with self.risk.surroundings():
+        with self.risk.context():
             (U,) = leading(M)
             flat = U.flatten(1)  # [K, N·C]
             sums = [U.new_zeros(U.shape[0], *p) for p in self.input_space.shapes]

@@ -1,5 +1,14 @@
 """Ways to differentiate the function of one batch."""
 
+from curvop.derivatives.choice import (
+    CALLED,
+    DOES,
+    candidates,
+    first_line,
+    first_that_works,
+    is_refusal,
+    warn_of_change,
+)
 from curvop.derivatives.columns import (
     ChunkSize,
     at,
@@ -12,8 +21,6 @@ from curvop.derivatives.columns import (
 from curvop.derivatives.composed import vectorised, with_kernels_of
 from curvop.derivatives.differences import Differences, InaccurateError
 from curvop.derivatives.differentiation import (
-    CALLED,
-    DOES,
     Aux,
     Cotangents,
     Differentiable,
@@ -24,13 +31,8 @@ from curvop.derivatives.differentiation import (
     Way,
     WrongDerivativeError,
     apply_each,
-    candidates,
-    first_line,
-    first_that_works,
     gather,
-    is_refusal,
     only_tensor,
-    warn_of_change,
 )
 from curvop.derivatives.double_backward import DoubleBackward
 from curvop.derivatives.torch_func import hessian_map

@@ -47,7 +47,7 @@ def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blo
     wide = torch.promote_types(A.dtype, torch.float32)  # sums of half precision
     way: Way | None = None
     A = A.with_kernels_of_its_way()
-    with A.risk.surroundings():
+    with A.risk.context():
         sums = [torch.zeros_like(p.detach(), dtype=wide) for p in A.risk.parameters.tensors]
         loss = torch.zeros((), dtype=wide, device=A.device)
         share = torch.zeros((), dtype=torch.float64, device=A.device)

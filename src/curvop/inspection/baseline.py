@@ -136,7 +136,7 @@ def reference(
         v: What to multiply, ``[1, *n_i]``.
     """
     try:
-        with op.risk.surroundings():
+        with op.risk.context():
             found = truth(op.subject(*batch), v)
             Z = op.risk.divisor_over([batch])
     except Exception as error:

@@ -178,7 +178,7 @@ def _noise(op: CurvatureLinearOperator, A: LinearOperator, v: Tensor) -> float:
     """Relative difference of two products, the generators running on between them."""
     if A is op:
         V = blocks(op, v)
-        with op.risk.surroundings():
+        with op.risk.context():
             sums = [op.sum_over_data(V)[0][: len(V)] for _ in range(2)]
         first, second = (torch.cat([b.reshape(-1) for b in s]).double() for s in sums)
     else:

@@ -17,7 +17,7 @@ def check(op: CurvatureLinearOperator) -> None:
         NonDeterministicError: If the passes differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
-    with op.risk.surroundings():
+    with op.risk.context():
         first = gradient_over_data(op.risk, "determinism check")
         op.risk.divisor(*first[-2:])
         second = gradient_over_data(op.risk, "determinism check")

@@ -132,7 +132,7 @@ def _graph_piece(
     op: CurvatureLinearOperator, X: Any, y: Any, kept: KeptGraph
 ) -> BatchProduct:
     def piece(V: Blocks) -> Blocks:
-        with op.risk.surroundings():
+        with op.risk.context():
             return kept.product(lambda: op.product_by(kept, X, y, V))
 
     return piece
@@ -140,7 +140,7 @@ def _graph_piece(
 
 def _scratch_piece(op: CurvatureLinearOperator, X: Any, y: Any) -> BatchProduct:
     def piece(V: Blocks) -> Blocks:
-        with op.risk.surroundings():
+        with op.risk.context():
             return op.batch_product(X, y, V)[1][0]
 
     return piece

@@ -71,7 +71,7 @@ class Stacked:
 def first_form(J: JacobianLinearOperator, budget: Budget) -> tuple[Form, Stacked]:
     """The cheapest form that gives the right products."""
     J = J.with_kernels_of_its_way()
-    with J.risk.surroundings():
+    with J.risk.context():
         inputs = [X for X, _ in J.risk.data.batches("linearize")]
         scratch = _scratch(J, inputs)
         v, u = _probes(J)
@@ -202,11 +202,11 @@ def _graph_batch(
     J: JacobianLinearOperator, X: Any, kept: KeptGraph | None, rows: int
 ) -> RowsOfBatch:
     def push(V: Blocks) -> Tensor:
-        with J.risk.surroundings():
+        with J.risk.context():
             return _once(J, X, kept, V)[0].flatten(1)
 
     def pull(U: Tensor) -> Blocks:
-        with J.risk.surroundings():
+        with J.risk.context():
             way = kept or KeptGraph()
 
             def cotangents(outputs: tuple[Tensor, ...]) -> Blocks:
@@ -234,11 +234,11 @@ def _scratch(J: JacobianLinearOperator, inputs: Sequence[Any]) -> Stacked:
         rows = J.risk.predicted(X).numel()
 
         def push(V: Blocks) -> Tensor:
-            with J.risk.surroundings():
+            with J.risk.context():
                 return J.batch_jvp(X, V)
 
         def pull(U: Tensor) -> Blocks:
-            with J.risk.surroundings():
+            with J.risk.context():
                 return J.batch_vjp(X, U)
 
         return RowsOfBatch(push, pull, rows)

@@ -79,7 +79,7 @@ def first_form(op: CurvatureLinearOperator, budget: Budget) -> tuple[Form, Summe
     """The cheapest form that the curvature has and that gives the right product."""
     at, group = op.risk.parameters, op.risk.process_group
     v = [b.to(op.dtype) for b in probe([p.detach()[None] for p in at.tensors])]
-    with op.risk.surroundings():
+    with op.risk.context():
         with failing_together(2, group, op.dtype, op.device):
             batches = list(op.risk.data.batches("linearize"))
             local, op = op.sum_over(batches, v)
@@ -95,7 +95,7 @@ def first_form(op: CurvatureLinearOperator, budget: Budget) -> tuple[Form, Summe
 
 def of_form(form: Form, op: CurvatureLinearOperator, v: Blocks) -> Summed:
     """One form, derived without comparing it with others or the operator."""
-    with op.risk.surroundings():
+    with op.risk.context():
         batches = list(op.risk.data.batches("linearize"))
         kept = FORMS[form](op, batches, v, Budget.asked_for(None, 100, None, False))
         return Summed(kept, op.risk, op.risk.divisor_over(batches))

@@ -45,7 +45,7 @@ def factor(
         b.to(op.dtype)
         for b in probe([p.detach()[None] for p in op.risk.parameters.tensors])
     ]
-    with op.risk.surroundings():
+    with op.risk.context():
         data = list(op.risk.data.batches("factor"))
         products = [op.sum_over([batch], v)[0] for batch in data]
         refuse_reading(op.risk, *data[0])
@@ -87,7 +87,7 @@ def _sources(
 
     def anew(batch: Batch, way: Way, data: range) -> Piece:
         refuse_if_changed(op.risk.parameters.watched, before)
-        with op.risk.surroundings():
+        with op.risk.context():
             return way(batch, data)
 
     make = _kept if step >= most else partial(partial, anew)

@@ -136,7 +136,7 @@ def _losses(
     ]
     sums = torch.zeros(len(steps), 2, dtype=torch.float64, device=op.device)
     together = failing_together(sums.numel(), op.risk.process_group, sums.dtype, op.device)
-    with op.risk.surroundings(), torch.no_grad(), together:
+    with op.risk.context(), torch.no_grad(), together:
         for X, y in op.risk.data.batches("loss_landscape"):
             for i, (a, b) in enumerate(
                 tqdm(steps.tolist(), "loss_landscape", disable=not progressbar)

@@ -42,7 +42,7 @@ def hash_of_data(op: CurvatureLinearOperator) -> tuple[str, int, int]:
     matrix does not. Where data cannot be told apart, whole batches are hashed.
     """
     total, num_data, num_batches = 0, 0, 0
-    with op.risk.surroundings(), torch.no_grad():
+    with op.risk.context(), torch.no_grad():
         for X, y in op.risk.data.batches("hash of the data"):
             try:
                 n = op.risk.data.batch_size(X, y)

@@ -1,10 +1,20 @@
 """The empirical risk that the user defines: data, parameters, loss, reduction, ranks."""
 
 from curvop.risk import nested
+from curvop.risk.context import preserved
 from curvop.risk.data import Data
 from curvop.risk.dependence import UNUSED, check_dependence, in_graph
 from curvop.risk.distributed import all_reduce, failing_together
+from curvop.risk.double_precision import NO_COPY
 from curvop.risk.gradient import gradient_of_batch, gradient_over_data, loss_and_gradient
+from curvop.risk.loss_of_parameters import (
+    dependent,
+    read_by,
+    refuse,
+    refuse_hidden,
+    refuse_reading,
+    settled,
+)
 from curvop.risk.losses import CONVEX, Loss, LossFunction, as_loss, kind_of, told_reduction
 from curvop.risk.merging import Batch, merge
 from curvop.risk.nested import differentiable, map_tensors, refill, tensors
@@ -28,17 +38,7 @@ from curvop.risk.predictive import (
     registered,
 )
 from curvop.risk.random_numbers import fingerprints, uniform
-from curvop.risk.randomness import preserved
-from curvop.risk.reading import (
-    dependent,
-    read_by,
-    refuse,
-    refuse_hidden,
-    refuse_reading,
-    settled,
-)
 from curvop.risk.reduction import Divisor, total_divisor
-from curvop.risk.replica import NO_COPY
 from curvop.risk.risk import Predictions, Risk
 from curvop.risk.substitution import (
     TURN,

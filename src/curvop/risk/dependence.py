@@ -10,10 +10,10 @@ from torch import Tensor
 from curvop.autograd import depends
 from curvop.operators import differ, probe
 from curvop.risk import nested
+from curvop.risk.context import preserved
 from curvop.risk.data import Data
 from curvop.risk.distributed import all_reduce, failing_together
 from curvop.risk.parameters import Parameters, constant
-from curvop.risk.randomness import preserved
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

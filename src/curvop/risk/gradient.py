@@ -23,7 +23,7 @@ def loss_and_gradient(risk: Risk) -> tuple[float, Tensor]:
 
     They may be infinite or ``nan``, as when training diverges.
     """
-    with risk.surroundings():
+    with risk.context():
         *blocks, loss, share = gradient_over_data(risk, "gradient")
         Z = total_divisor(risk.loss.reduction, share)
         slope = torch.cat([b.reshape(-1) for b in blocks]) / Z

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from curvop.risk.context import context
 from curvop.risk.data import Data
 from curvop.risk.dependence import check_dependence
+from curvop.risk.double_precision import Source, doubled
 from curvop.risk.losses import Loss, as_loss
 from curvop.risk.parameters import Given, Parameters, as_parameters, constant
 from curvop.risk.reduction import total_divisor
-from curvop.risk.replica import Source, doubled
-from curvop.risk.surroundings import surroundings
 from curvop.risk.unpacking import takes_weight
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class Predictions:
         """The prediction for one batch as a function of the parameters."""
         return lambda params: ((self.predict(params, X),), ())
 
-    def surroundings(self) -> AbstractContextManager[None]:
+    def context(self) -> AbstractContextManager[None]:
         """The context of every pass over the data."""
-        return surroundings(self.data)
+        return context(self.data)
 
     def check_dependence(self) -> None:
         """Refuse a detached model; see :func:`check_dependence`."""
@@ -175,9 +175,9 @@ class Risk:
         loss, share = (torch.stack(t).sum() for t in zip(*tallies, strict=True))
         return self.divisor(loss, share)
 
-    def surroundings(self) -> AbstractContextManager[None]:
+    def context(self) -> AbstractContextManager[None]:
         """The context of every pass over the data."""
-        return surroundings(self.data)
+        return context(self.data)
 
     def check_dependence(self) -> None:
         """Refuse a detached model; see :func:`check_dependence`."""
