@@ -1,4 +1,4 @@
-"""Numbers that the user handed in, checked."""
+"""Numbers that the user passed, checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def integer(value: Any, name: str, low: int, high: int | float = math.inf) -> in
     """An integer in a range.
 
     Raises:
-        TypeError: If it is no integer.
+        TypeError: If it is not an integer.
         ValueError: If it is out of range.
 
     >>> integer(3, "k", 1)
@@ -29,7 +29,7 @@ def tolerance(tol: Any) -> float:
     """A relative tolerance.
 
     Raises:
-        TypeError: If it is no real number.
+        TypeError: If it is not a real number.
         ValueError: If it is negative, not below one, or NaN.
 
     >>> tolerance(0)

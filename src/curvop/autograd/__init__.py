@@ -1,4 +1,4 @@
-"""Torch's autograd, where it needs help: its graph, and kernels with right derivatives."""
+"""Helpers for torch's autograd: its graph, and kernels with correct derivatives."""
 
 from curvop.autograd.composed_kernels import ComposedKernels
 from curvop.autograd.composed_losses import composed

@@ -66,14 +66,14 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
             proven on a few data.
         num_data: Number of data ``N``. Saves the forward pass that counts them when
             the determinism check is off, and is checked at each pass.
-        batch_size_fn: Function of ``X`` that tells the number of data in a batch.
+        batch_size_fn: Function of ``X`` that returns the number of data in a batch.
         chunk_size: As for :class:`CurvatureLinearOperator`.
         differentiation: As for :class:`CurvatureLinearOperator`.
         unpack: As for :class:`CurvatureLinearOperator`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument does not fit; the message says how to mend it.
+        ValueError: If an argument does not fit; the message says how to fix it.
         NonDeterministicError: If two passes differ.
         WrongDerivativeError: If no way to differentiate gives the right product.
 
@@ -112,7 +112,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         self.chunk_size = chunk_size
         self._differentiate_by(differentiation)
         parameters = self.risk.parameters
-        # what the methods below need before the codomain is known
+        # needed by the methods below, before the codomain is known
         self._dtype, self._domain = parameters.dtype, parameters.space
         with self.risk.context():
             if check_deterministic:
@@ -203,7 +203,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return part.to(self._dtype)
 
     def _copied(self, X: Any, V: Blocks) -> tuple[JacobianLinearOperator, Any, Blocks]:
-        """For differences, or the same where no copy can be made."""
+        """Operator and operands in double precision; unchanged if there can be no copy."""
         try:
             J, X_, _ = self.in_double(X, None)
             J.risk.predicted(X_)
@@ -212,7 +212,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return J, X_, [v.to(J._dtype) for v in V]
 
     def subject(self, X: Any, y: Any) -> Subject:
-        """What is to be proven on a batch."""
+        """The matrix of one batch, to be proven."""
         f, at, dtype = self.risk.function(X), self.risk.parameters, self._dtype
 
         def risk(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
@@ -250,7 +250,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         )
 
     def _check_deterministic(self) -> Size:
-        """Predict twice, and prove on the first batch; the shape of the rows."""
+        """Predict twice and compare; prove on the first batch. The shape of the rows."""
         first = []
         for i, (X, y) in enumerate(self.risk.data.batches("determinism check")):
             first.append(self.risk.predicted(X))
@@ -276,7 +276,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return _rows([part.shape for part in first])
 
     def _count_rows(self) -> Size:
-        """The shape of the rows by forward passes; of one batch when ``N`` is known."""
+        """The shape of the rows, by a forward pass; on one batch if ``N`` is given."""
         shapes = []
         with torch.no_grad():
             for X, y in self.risk.data.batches("counting"):
@@ -289,7 +289,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return _rows(shapes)
 
     def _check_rows(self, rows: int, *, at_least: int | None = None) -> None:
-        """The data must be what it was on construction."""
+        """Refuse data that has changed since construction."""
         expected = self.codomain[0].numel()
         if rows != expected if at_least is None else rows < at_least:
             raise ValueError(
@@ -300,7 +300,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
 
 
 def _rows(shapes: Sequence[Size]) -> Size:
-    """All predictions as one block: stacked if they agree, else flattened."""
+    """The shape of all predictions: concatenated if their axes agree, else flattened."""
     if all(len(s) > 0 and s[1:] == shapes[0][1:] for s in shapes):
         return Size((sum(s[0] for s in shapes), *shapes[0][1:]))
     return Size((sum(s.numel() for s in shapes),))

@@ -1,7 +1,7 @@
 """Hessian-free products: double backward over one graph, any op, any callable.
 
-BackPACK's R-operator gives ``J v``. Its other products are autograd with a graph that
-nobody differentiates again, so those are called directly. Columns are looped over: the
+BackPACK's R-operator gives ``J v``. Its other products keep a graph that is not
+differentiated again, so autograd is called directly for those. Columns are looped over: the
 R-operator cannot run under vmap.
 """
 
@@ -59,7 +59,7 @@ class DoubleBackward(OnOneGraph):
 
 
 def _jvp(outputs: Outputs, params: tuple[Tensor, ...], V: Blocks) -> Blocks:
-    """``J v`` for one column; an output that depends on nothing does not move."""
+    """``J v`` for one column; zero for a constant output."""
     moving = tuple(o for o in outputs if o.requires_grad)
     v = tuple(column[0] for column in V)
     moved = iter(jacobian_vector_product(moving, params, v) if moving else ())

@@ -40,7 +40,7 @@ class TorchFunc(Differentiation):
     """Products by ``torch.func``; needs a model that is a function of its parameters.
 
     Attributes:
-        is_vectorised: Whether one column, too, takes the path of several.
+        is_vectorised: Whether a single column goes through ``vmap``, too.
     """
 
     is_vectorised: bool = False
@@ -81,7 +81,7 @@ class TorchFunc(Differentiation):
                 return jvp(lambda *p: f(p)[0], params, v)[1]
 
         def some(columns: slice) -> Blocks:
-            # the same dropout as in the reverse graph; the generators run on at the end
+            # the same dropout as in the reverse graph; the last one moves generators on
             with preserved(at.device) if columns.stop < K else nullcontext():
                 U = self._map(push, some_columns(V, columns), chunk)
             W, aux = middle(outputs, U)
@@ -145,7 +145,7 @@ def hessian_map(
 
 
 def _hessian_of_one(f: Differentiable, at: Parameters, v: Blocks) -> tuple[Blocks, Aux]:
-    """One column needs no vmap, hence none of functorch's layers: plain autograd."""
+    """One column needs no vmap: plain autograd, without functorch's overhead."""
     with torch.enable_grad(), at.leaves() as params:
         with Calls(params) as calls:
             outputs, aux = f(params)
@@ -155,7 +155,7 @@ def _hessian_of_one(f: Differentiable, at: Parameters, v: Blocks) -> tuple[Block
 def _sandwich_of_one(
     f: Differentiable, at: Parameters, v: Blocks, middle: Middle
 ) -> tuple[Blocks, Aux]:
-    """One column: dual numbers forward, plain autograd back."""
+    """One column: dual numbers forward, plain autograd backward."""
     with TURN, forward_ad.dual_level(), torch.enable_grad(), at.leaves() as params:
         duals = [forward_ad.make_dual(p, t[0]) for p, t in zip(params, v, strict=True)]
         with Duals(duals, params, [t[0] for t in v]):

@@ -1,4 +1,4 @@
-"""The parameters of a linear layer that its output does not see, for lack of samples."""
+"""The parameters of a linear layer that do not affect its output on so few samples."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Complement:
         self._N, self._Q = U[:, late] * σ[late], Qt[late].T
         self._Vo = V[:, :0]
         m, (w_bar, r), q = μ.shape[1], V.shape, self._Q.shape[1]
-        if q:  # an orthonormal basis, wanted only now
+        if q:  # an orthonormal basis, only needed here
             self._Vo = torch.linalg.qr(V, mode="complete")[0][:, r:]
         self.num_pivots, self.num_late = (m - q) * (w_bar - r), q * (w_bar - r)
         self._gain = 1 / damping if damping and self.num_pivots else 0.0
@@ -79,10 +79,10 @@ class Complement:
 
         Args:
             g: The right-hand sides.
-            seen: Their coordinates ``X̄ V``, ``[K, m·r]``.
+            seen: Their coordinates ``X̄ V``, ``[K, m·r]``, which affect the output.
 
         Returns:
-            The addition to the state's right-hand side; that of what is delayed.
+            The addition to the state's right-hand side, and that of the delayed variables.
         """
         X, Ξ = self._X(g), seen.reshape(len(g), -1, self._V.shape[1])
         p = self._μ @ X[:, :, : self._w] - self._μ @ Ξ @ self._V[: self._w].T
@@ -90,9 +90,9 @@ class Complement:
         return p.mul_(self._gain).flatten(1), Y.flatten(1)
 
     def forward(self, g: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        """Parameters with this complement, once the state and what was delayed are known.
+        """Parameters with this complement, from the state and the delayed variables.
 
-        What they have besides the complement is arbitrary.
+        Their other component is arbitrary.
         """
         K, gain = len(g), self._gain
         u = pad(u.reshape(K, len(self._μ), self._w), (0, len(self._V) - self._w))

@@ -27,7 +27,7 @@ class ControlProblem:
     """Stages and terminal cost.
 
     Attributes:
-        stages: In order; nothing moves upstream of the first.
+        stages: In order; there are no parameters before the first.
         terminal: ``Φ``, the Hessian of the loss in the prediction.
         scales: For each stage the largest entry of the Hessian of the loss in its input,
             the parameters fixed.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def gradient(scalar: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
-    """``∇ scalar`` in the shape of ``x``; zero where nothing depends on it."""
+    """``∇ scalar`` in the shape of ``x``; zero if the scalar does not depend on it."""
     return _gradients(scalar, [x], create_graph=create_graph)[0]
 
 

@@ -1,4 +1,4 @@
-"""The forward pass: what goes into each layer, and refusal of what is no function."""
+"""The forward pass: the input of each layer; layers must be deterministic functions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def activations(layers: Sequence[Layer], X: Tensor) -> list[Tensor]:
     """``z_0 = X, z_1, …, z_L``, in double precision.
 
     Raises:
-        TypeError: If a layer cannot be called with one tensor, or answers with something
-            else.
-        ValueError: If a layer does not fit its input, or writes its buffers.
+        TypeError: If a layer cannot be called with one tensor, or returns something else.
+        ValueError: If a layer does not fit its input, or writes to its buffers.
         NonDeterministicError: If a layer is random.
     """
     Z = [in_double(X)]
@@ -68,7 +67,7 @@ def _evaluate(layer: Layer, z: Tensor) -> Tensor:
 
 
 def _refuse_dropout(layer: Layer) -> None:
-    """By name: two masks of few units may be equal by chance."""
+    """Refuse dropout by its class, since two masks of few units may be equal by chance."""
     for module in layer.module.modules():
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise NonDeterministicError(
@@ -78,7 +77,7 @@ def _refuse_dropout(layer: Layer) -> None:
 
 
 def _dice(device: torch.device) -> list[bytes]:
-    """The states of torch's generators: they tell whether a number has been drawn."""
+    """The states of torch's generators, which change when a number is drawn."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))

@@ -53,7 +53,7 @@ def expand(layer: Layer, z: Tensor, λ: Tensor, *, moves: bool) -> Stage:
         layer: The layer.
         z: The input.
         λ: Adjoint of the output, flat; zero for the Gauss-Newton matrix.
-        moves: Whether the input moves.
+        moves: Whether the input depends on parameters.
 
     Raises:
         RuntimeError: If the layer has no second derivatives.
@@ -89,7 +89,7 @@ def _linear(
 
 
 def _elementwise(layer: Layer, z: Tensor, λ: Tensor) -> ElementwiseStage:
-    """Entries do not interact: one gradient of their sum has all the slopes."""
+    """Entries are independent: one gradient of their sum gives all derivatives."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         d = gradient(layer(z).sum(), z, create_graph=True)

@@ -22,8 +22,8 @@ from curvop.risk import (
     tensors_in,
 )
 
-# Each of their terms depends on one example: the Hessian is block-diagonal, whatever the
-# weights, ignored targets or label smoothing.
+# Losses with terms of one example each: the Hessian is block-diagonal, also with weights,
+# ignored targets or label smoothing.
 _SEPARABLE = {
     nn.BCELoss,
     nn.BCEWithLogitsLoss,
@@ -74,11 +74,11 @@ def terminal_cost(
         loss_func: The loss.
         prediction: In double precision.
         y: The targets; those of floating-point type are converted.
-        culprit: What is to be named if the loss is not finite.
+        culprit: What the message names if the loss is not finite.
 
     Raises:
         RuntimeError: If the loss fails.
-        ValueError: If the loss is no finite scalar.
+        ValueError: If the loss is not a finite scalar.
     """
     slots = buffer_slots([loss_func] if isinstance(loss_func, nn.Module) else [])
     weights = [in_double(table[key]) for table, key in slots]
@@ -103,7 +103,7 @@ def refuse_parameters(
     prediction: Tensor,
     y: Any,
 ) -> None:
-    """Refuse a loss that depends on the parameters of the network by itself.
+    """Refuse a loss that depends on parameters other than through the prediction.
 
     Raises:
         ValueError: If it does.
@@ -118,7 +118,7 @@ def refuse_parameters(
 
 
 def _num_independent(loss_func: object, prediction: Tensor) -> int:
-    """Into how many groups of outputs, one after another, the loss falls apart."""
+    """Number of consecutive groups of outputs that the loss is a sum over."""
     is_separable = kind_of(loss_func) in _SEPARABLE and prediction.ndim > 1
     return len(prediction) if is_separable else 1
 

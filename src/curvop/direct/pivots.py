@@ -1,10 +1,10 @@
-"""Pivots: eliminate a block of variables, or delay the part that would spoil the rest.
+"""Pivots: eliminate a block of variables, or delay directions that would lose precision.
 
-A small eigenvalue of the block whose direction is strongly coupled to the state would add
-a huge multiple of that coupling to the cost of the state, and what the state knew would be
-rounded away. As in sparse symmetric-indefinite factorisations (Duff & Reid, "The
+A direction with a small eigenvalue that is strongly coupled to the state would add a huge
+multiple of the coupling to the cost of the state, whose own entries would be lost to
+rounding. As in sparse symmetric-indefinite factorisations (Duff & Reid, "The
 multifrontal solution of indefinite sparse symmetric linear equations", 1983), such a
-direction waits, and is eliminated upstream together with further variables.
+direction is delayed, and eliminated upstream together with further variables.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Pivot(ABC):
 
     Attributes:
         num_late: Number of directions that are delayed.
-        num_negative: Number of negative eigenvalues of what is eliminated.
+        num_negative: Number of negative eigenvalues of the eliminated part.
         logabsdet: Logarithm of its absolute determinant.
-        nbytes: What is kept.
+        nbytes: Bytes that are kept.
     """
 
     num_late: int
@@ -43,23 +43,23 @@ class Pivot(ABC):
         """Eliminate, for a right-hand side ``h``.
 
         Returns:
-            What the forward sweep needs; the addition to the state's right-hand side;
-            the right-hand side of what is delayed.
+            A value for :meth:`forward`; the addition to the state's right-hand side; the
+            right-hand side of the delayed variables.
         """
 
     @abstractmethod
     def forward(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        """``ξ``, once the state and what was delayed are known."""
+        """``ξ``, from the state and the delayed variables."""
 
 
 class Eliminated(NamedTuple):
-    """A pivot, and what it does to the cost of the state.
+    """A pivot, and its effect on the cost of the state.
 
     Attributes:
-        pivot: What solves with the block.
-        correction: ``Gᵀ M⁻¹ G`` of what was eliminated, to be subtracted from ``P``.
-        N: Coupling of what is delayed to the state, ``[k, a]``.
-        D: Its cost, a diagonal ``[k]``.
+        pivot: Solves with the block.
+        correction: ``Gᵀ M⁻¹ G`` of the eliminated part, to be subtracted from ``P``.
+        N: Coupling of the delayed variables to the state, ``[k, a]``.
+        D: Their cost, a diagonal ``[k]``.
     """
 
     pivot: Pivot
@@ -72,7 +72,7 @@ def eliminate(M: Tensor, G: Tensor, threshold: float, name: str) -> Eliminated:
     """Eliminate ``M`` ``[s, s]``, coupled by ``G`` ``[s, a]``.
 
     A direction ``i`` of eigenvalue ``λ`` is delayed if ``‖g_i‖² > threshold · |λ|``.
-    Eigenvectors are computed only when something could be.
+    Eigenvectors are computed only if that is possible.
 
     Raises:
         SingularSystemError: If the block is not finite, or singular in a direction that

@@ -29,7 +29,7 @@ def smallest_eigenvalue(problem: ControlProblem, tol: float) -> float:
 
 
 def _has_below(problem: ControlProblem, t: float) -> bool:
-    """Whether there is an eigenvalue at or below ``t``: is ``H − tI`` not positive?"""
+    """Whether an eigenvalue is at or below ``t``: then ``H − tI`` is not positive."""
     try:
         return any(step.num_negative for step in factorise(problem, -t))
     except SingularSystemError:

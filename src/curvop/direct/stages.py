@@ -1,7 +1,7 @@
-"""Stages: what the sweep needs to know of one layer of the chain.
+"""Stages: the second-order expansion of one layer, for the Riccati sweep.
 
-The Hessian is the matrix of a linear-quadratic control problem with states ``u`` (moved
-activations) and controls ``x`` (moved parameters):
+The Hessian is the matrix of a linear-quadratic control problem with states ``u`` (changes
+of activations) and controls ``x`` (changes of parameters):
 
     u_out = A u + B x,    cost ½ uᵀQu + xᵀSu + ½ xᵀRx ,
 
@@ -28,7 +28,7 @@ class Stage(ABC):
     Attributes:
         name: The name of the layer, for messages.
         shapes: Shapes of the parameters.
-        num_inputs: ``a``, the entries of the input; 0 if nothing upstream moves.
+        num_inputs: ``a``, the entries of the input; 0 without parameters upstream.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Stage(ABC):
 
 
 class ControlledStage(Stage):
-    """A stage with parameters, in orthonormal coordinates ``ξ`` of those that ``B`` sees.
+    """A stage with parameters, in orthonormal coordinates ``ξ`` of the row space of ``B``.
 
-    The other parameters, if any, form the complement.
+    The complement, the null space of ``B``, is treated apart; it may be empty.
     """
 
     @property
@@ -95,7 +95,7 @@ class ControlledStage(Stage):
 
     @abstractmethod
     def complement(self, damping: float, threshold: float) -> Complement | None:
-        """The parameters that ``B`` does not see, to be eliminated with this damping."""
+        """The parameters in the null space of ``B``, to be eliminated with this damping."""
 
 
 @final
@@ -142,7 +142,7 @@ class DenseStage(ControlledStage):
 
     @property
     def num_coordinates(self) -> int:
-        """All parameters are seen."""
+        """As many as parameters."""
         return self.size
 
     def push(self, u: Tensor, x: Tensor) -> Tensor:
@@ -180,5 +180,5 @@ class DenseStage(ControlledStage):
         return ξ
 
     def complement(self, damping: float, threshold: float) -> Complement | None:
-        """Nothing is unseen."""
+        """Empty."""
         return None

@@ -8,7 +8,7 @@ programming and Newton's method", 1988) solve Newton systems of control problems
     M = R + εI + BᵀPB      G = S + BᵀPA      P_in = Q + AᵀPA − GᵀM⁻¹G .
 
 The ``M`` are the pivots of a block ``LDLᵀ`` of the whole matrix, hence its inertia and
-its determinant. Variables ``y`` whose elimination was delayed ride along, with the cost
+its determinant. Variables ``y`` whose elimination was delayed are carried on, with the cost
 ``yᵀNu + ½ yᵀDy``, and join the ``x`` of the next stage.
 """
 
@@ -27,12 +27,12 @@ from curvop.direct.memory import check_growth
 from curvop.direct.pivots import Pivot, eliminate
 from curvop.direct.stages import ControlledStage, Stage
 
-# A pivot waits if it would add more than GROWTH times the largest entry of the Hessian of
-# the loss in the state to it. Smaller values delay more, at a cost in memory and time;
-# larger ones lose digits, of the determinant first.
+# A pivot is delayed if it would add to the cost of the state more than GROWTH times the
+# largest entry of the Hessian of the loss in the state. Smaller values delay more, which
+# takes memory and time; larger ones lose digits, first those of the determinant.
 GROWTH = 1e2
-# Whatever that entry, an addition δ may change the pivots upstream by GROWTH · FLOOR times
-# the damping: rounding of that is far below the damping.
+# For every size of that entry, an addition may change the pivots upstream by GROWTH · FLOOR
+# times the damping: its rounding is far below the damping.
 FLOOR = 1e5
 
 
@@ -56,7 +56,7 @@ class Step(ABC):
     Attributes:
         num_negative: Number of negative eigenvalues of the pivots.
         logabsdet: Logarithm of their absolute determinant.
-        nbytes: What is kept.
+        nbytes: Bytes that are kept.
     """
 
     num_negative: int
@@ -73,12 +73,12 @@ class Step(ABC):
             g: That of the parameters.
 
         Returns:
-            What :meth:`forward` needs; ``p`` and ``q`` at the input.
+            A value for :meth:`forward`; ``p`` and ``q`` at the input.
         """
 
     @abstractmethod
     def forward(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From state and delayed variables at the input: parameters; both at the output."""
+        """Parameters; then state and delayed variables at the output."""
 
 
 def factorise(
@@ -119,7 +119,7 @@ def solve(
     for step, g in zip(steps[::-1], b[::-1], strict=True):
         kept, p, q = step.backward(p, q, g)
         saved.append(kept)
-    u, y = p, q  # of no entries: nothing is upstream
+    u, y = p, q  # no entries: nothing is upstream
     for step, kept in zip(steps, saved[::-1], strict=True):
         part, u, y = step.forward(kept, u, y)
         x.append(part)
@@ -133,7 +133,7 @@ def _eliminate(
     M, G = stage.pivot(P)
     M.diagonal().add_(damping)
     num_own = len(M)
-    if len(D):  # what was delayed is eliminated together with the parameters
+    if len(D):  # delayed variables are eliminated together with the parameters
         NB = stage.pull_coordinates(N)
         M = torch.cat([torch.cat([M, NB.T], 1), torch.cat([NB, D.diag()], 1)])
         G = torch.cat([G, stage.pull(N)])
@@ -168,7 +168,7 @@ class _Passage(Step):
 
 @final
 class _Elimination(Step):
-    """A stage whose parameters, and what was delayed downstream, are eliminated."""
+    """A stage whose parameters are eliminated, with those delayed downstream."""
 
     def __init__(
         self, stage: ControlledStage, pivot: Pivot, rest: Complement | None, num_own: int

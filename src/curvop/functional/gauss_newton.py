@@ -31,13 +31,13 @@ def gauss_newton_product(
     "Fast curvature matrix-vector products for second-order gradient descent", 2002).
 
     Args:
-        model: A module, in the mode that it is to be differentiated in. Those of its
+        model: A module, in train or eval mode as you want it differentiated. Those of its
             parameters that require a gradient are the blocks, in order.
         loss_fn: ``(prediction, y) ->`` a real scalar.
         x: Input of the model.
         y: Target.
         v: The vector, as for :func:`model_hvp`.
-        create_graph: Whether the answer can be differentiated again; norm layers are then
+        create_graph: Whether the result can be differentiated again; norm layers are then
             composed of primitives, since torch's own have wrong third derivatives.
 
     Returns:
@@ -45,7 +45,7 @@ def gauss_newton_product(
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit, or the loss is no finite scalar.
+        ValueError: If something does not fit, or the loss is not a finite scalar.
 
     >>> import torch
     >>> from torch import nn
@@ -67,7 +67,7 @@ def gauss_newton_product(
         # the loss as a function of the prediction: reverse over reverse, since losses
         # such as mse_loss have no forward mode over their backward
         f = [o if create_graph and o.requires_grad else _leaf(o) for o in outputs]
-        copies = [o.clone() for o in f]  # a loss may write into its argument
+        copies = [o.clone() for o in f]  # a loss may write to its argument
         loss = scalar(composed(loss_fn)(refill(prediction, copies), y))
         g = gradient(loss, f, create_graph=True)
         HJv = pullback(g, f, Jv, **further)

@@ -1,4 +1,4 @@
-"""Parameters and vectors as users hand them in: a tensor, a list, a tuple, a dict."""
+"""Parameters and vectors in the forms that users pass: tensor, list, tuple, dict."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def trainable(model: nn.Module) -> dict[Any, Tensor]:
     """The parameters of a module that require a gradient, by name.
 
     Raises:
-        TypeError: If it is no module, or a parameter is not real.
+        TypeError: If it is not a module, or a parameter is not real.
         ValueError: If there are none.
     """
     if not isinstance(model, nn.Module):
@@ -71,7 +71,7 @@ def trainable(model: nn.Module) -> dict[Any, Tensor]:
 
 
 def vector(v: Structure, params: Mapping[Any, Tensor]) -> tuple[list[Tensor], Answer]:
-    """The blocks of ``v`` in the order of the parameters, and how to answer in its form.
+    """The blocks of ``v`` in the order of the parameters, and a function back to its form.
 
     Args:
         v: Blocks as a list, tuple, or dict by the names of the parameters; or one tensor,

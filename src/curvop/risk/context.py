@@ -18,8 +18,8 @@ from curvop.risk.data import Data
 def context(data: Data) -> Iterator[None]:
     """Kernels that can be differentiated, no inference mode, generators preserved.
 
-    Where vmap has no rule for an op, torch loops and warns of its own speed: nothing that
-    the user of a loss could mend.
+    Torch's warning that vmap has no rule for an op and loops is ignored: the user could not
+    do anything about it.
     """
     with (
         warnings.catch_warnings(),

@@ -30,7 +30,7 @@ class CGInverseLinearOperator(LinearOperator):
     this precision the operator is linear and symmetric.
 
     Args:
-        A: An operator tagged ``psd``, or whatever :func:`~curvop.assume_psd` makes one.
+        A: An operator tagged ``psd``; see :func:`~curvop.assume_psd` for others.
         rtol: Tolerance of each solve, relative to the right-hand side.
         atol: Absolute tolerance.
         maxiter: Most iterations of each solve.
@@ -81,8 +81,8 @@ class MINRESInverseLinearOperator(LinearOperator):
     this precision the operator is linear and symmetric.
 
     Args:
-        A: An operator tagged ``symmetric``, or whatever :func:`~curvop.assume_symmetric`
-            makes one.
+        A: An operator tagged ``symmetric``; see :func:`~curvop.assume_symmetric` for
+            others.
         shift: Subtracted from the diagonal.
         rtol: Tolerance of each solve, relative to the right-hand side.
         atol: Absolute tolerance.
@@ -140,11 +140,11 @@ class LSMRInverseLinearOperator(LinearOperator):
 
     .. math:: (A^⊤ A + \text{damp}^2 I)^{-1} A^⊤
 
-    Its transpose is the same of ``Aᵀ``. A product solves for all its columns at once, to a
+    Its transpose is the same for ``Aᵀ``. A product solves for all its columns at once, to a
     relative residual of ``rtol`` of the normal equations.
 
     Args:
-        A: The matrix ``[M, N]``: whatever :func:`~curvop.as_operator` understands.
+        A: The matrix ``[M, N]``: anything that :func:`~curvop.as_operator` accepts.
         damp: Weight of the norm of the solution.
         rtol: Tolerance of each solve, relative to ``‖Aᵀ b‖``.
         atol: Absolute tolerance.
@@ -198,21 +198,21 @@ class NeumannInverseLinearOperator(LinearOperator):
 
     .. math:: A^{-1} ≈ s \sum_{j=0}^{m-1} (I - s A)^j
 
-    It converges where every eigenvalue of ``s A`` is in the disc ``|1 - z| < 1``: for a
-    positive definite ``A``, where ``0 < s < 2 / λ_max``. What is left, ``(I - s A)ᵐ b``, is
-    the residual, and is looked at in each product.
+    It converges if every eigenvalue of ``s A`` is in the disc ``|1 - z| < 1``: for a
+    positive definite ``A``, if ``0 < s < 2 / λ_max``. The residual is ``(I - s A)ᵐ b``, and
+    is checked at each product.
 
     Args:
-        A: A square matrix: whatever :func:`~curvop.as_operator` understands.
+        A: A square matrix: anything that :func:`~curvop.as_operator` accepts.
         num_terms: Number ``m`` of terms; a product takes ``m`` products with ``A``.
         scale: ``s``.
-        rtol: Most of the right-hand side that may be left. ``1`` for a truncated series:
-            then only one that diverges is an error.
+        rtol: Largest residual relative to the right-hand side. With ``1``, for a truncated
+            series, only divergence is an error.
 
     Raises:
         TypeError: If an option is of the wrong kind.
         ValueError: If ``A`` is not square, or an option is out of range.
-        NotConvergedError: At a product, if more is left.
+        NotConvergedError: At a product, if the residual is larger.
 
     >>> import torch
     >>> from curvop import NeumannInverseLinearOperator

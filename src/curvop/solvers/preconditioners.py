@@ -1,4 +1,4 @@
-"""Preconditioners: the inverse of the diagonal, the top of the spectrum."""
+"""Preconditioners: Jacobi (the diagonal) and Nyström (the largest eigenvalues)."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def jacobi_preconditioner(
 
     .. math:: M = \operatorname{diag}(d + \text{damping})^{-1}
 
-    Without a diagonal it is estimated from probes ``z`` of signs,
+    If no diagonal is given, it is estimated from probes ``z`` of signs,
 
     .. math:: d ≈ \frac{1}{m} \sum_{i=1}^m z_i ∘ A z_i
 
     (Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", 2007).
-    An entry below its standard error is raised to it; an exact one that is not positive
-    to the smallest positive one.
+    An estimated entry below its standard error is replaced by that; a given one that is not
+    positive by the smallest positive one.
 
     Args:
         A: The matrix ``[N, N]``, without the damping.
@@ -128,8 +128,8 @@ def nystrom_preconditioner(
         A Ω (Ω^⊤ A Ω)^{-1} (A Ω)^⊤ = U \hat Λ U^⊤
 
     with ``μ`` the damping and ``Ω`` a random matrix of ``r`` orthonormal columns. The
-    ``r`` largest eigenvalues are moved to where the others are, so that CG sees a small
-    condition number where the spectrum decays. It takes ``r`` products, all at once, and
+    ``r`` largest eigenvalues are moved to where the others are, so that CG has a small
+    condition number if the spectrum decays. It takes ``r`` products, all at once, and
     stores ``U``, ``r`` vectors.
 
     Args:
@@ -138,7 +138,7 @@ def nystrom_preconditioner(
         damping: What is added to the diagonal of ``A`` in the system to solve.
         generator: Source of ``Ω``. By default a fresh one, seeded by the operating
             system. No global generator is touched. A run with a checkpoint needs the same
-            preconditioner when it is started again: give a seeded one.
+            preconditioner when it is started again: pass a generator with a seed.
 
     Returns:
         A positive definite operator, for ``M=`` of :func:`~curvop.cg`.
@@ -195,7 +195,7 @@ def _sketch(A: LinearOperator, r: int, generator: Generator) -> tuple[Tensor, Te
     B = torch.linalg.solve_triangular(L, Y_nu.T, upper=False)  # [r, N]
     _, sigma, Vh = torch.linalg.svd(B, full_matrices=False)
     values = sigma**2 - nu
-    kept = values > nu  # the others are rounding
+    kept = values > nu  # smaller eigenvalues are rounding errors
     return Vh[kept].T.to(A.dtype), values[kept].to(A.dtype)
 
 
