@@ -15,7 +15,7 @@ import torch
 from backpack.hessianfree.rop import jacobian_vector_product
 from torch import Tensor
 
-from curvop.autograd import gradient, pull
+from curvop.autograd import column_vjp, gradient
 from curvop.derivatives.columns import ChunkSize, apply_each
 from curvop.derivatives.differentiation import (
     Aux,
@@ -42,7 +42,7 @@ class DoubleBackward(OnOneGraph):
         with torch.enable_grad(), at.leaves() as params:
             outputs, aux = f(params)
             g = gradient(only_tensor(in_graph(outputs, at)), params)
-            return apply_each(lambda v: pull(g, params, v), V), aux
+            return apply_each(lambda v: column_vjp(g, params, v), V), aux
 
     @contextmanager
     def linear(self, f: Differentiable, at: Parameters) -> Iterator[Linearization]:
@@ -54,7 +54,7 @@ class DoubleBackward(OnOneGraph):
                 outputs,
                 aux,
                 jvp=lambda V: apply_each(lambda v: _jvp(outputs, params, v), V),
-                vjp=lambda U: apply_each(lambda u: pull(outputs, params, u), U),
+                vjp=lambda U: apply_each(lambda u: column_vjp(outputs, params, u), U),
             )
 
 

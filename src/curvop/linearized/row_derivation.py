@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from curvop.autograd import pullback
+from curvop.autograd import graph_vjp
 from curvop.derivatives import Aux, Outputs, TorchFunc, chunks
 from curvop.layers import Calls
 from curvop.linearized.layer_rows import rows_of_layers, usable
@@ -190,7 +190,7 @@ def rows_by_passes(
             alone = torch.zeros_like(s)
             alone[n] = s[n]
             u = [u[0] for u in as_outputs(alone[None], outputs)]
-            yield pullback(outputs, params, u, create_graph=False, keep=True)
+            yield graph_vjp(outputs, params, u, create_graph=False, keep=True)
 
 
 def leads(t: Tensor, N: int) -> bool:
