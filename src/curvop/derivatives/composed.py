@@ -23,7 +23,7 @@ Over = TypeVar("Over", Risk, Predictions)
 
 @final
 @dataclass(frozen=True)
-class Composed:
+class Composed(Differentiation):
     """The same derivatives, of functions whose torch kernels have wrong ones or none.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from curvop.autograd import gradient, pull
-from curvop.derivatives.columns import ChunkSize
+from curvop.derivatives.columns import ChunkSize, apply_each
 from curvop.derivatives.differentiation import (
     Aux,
     Cotangents,
     Differentiable,
+    Differentiation,
     Middle,
-    apply_each,
     only_tensor,
 )
 from curvop.operators import Blocks, norm
@@ -41,7 +41,8 @@ class InaccurateError(RuntimeError):
     """Differences do not tell a derivative."""
 
 
-class Differences:
+@final
+class Differences(Differentiation):
     r"""Products by central differences of first derivatives.
 
     .. math:: H v ≈ \frac{g(θ + h v) - g(θ - h v)}{2 h}, \qquad

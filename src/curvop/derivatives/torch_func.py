@@ -14,13 +14,13 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp, vmap
 
 from curvop.autograd import pull
-from curvop.derivatives.columns import ChunkSize, at, chunks
+from curvop.derivatives.columns import ChunkSize, chunks, gather, some_columns
 from curvop.derivatives.differentiation import (
     Aux,
     Cotangents,
     Differentiable,
+    Differentiation,
     Middle,
-    gather,
     only_tensor,
 )
 from curvop.layers import Calls, Duals
@@ -36,7 +36,7 @@ with warnings.catch_warnings():
 
 @final
 @dataclass(frozen=True)
-class TorchFunc:
+class TorchFunc(Differentiation):
     """Products by ``torch.func``; needs a model that is a function of its parameters.
 
     Attributes:
@@ -47,7 +47,7 @@ class TorchFunc:
     name: ClassVar[str] = "torch.func"
 
     def hessian(
-        self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
+        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
         """Reverse over reverse, one gradient graph for all columns.
 
@@ -56,24 +56,24 @@ class TorchFunc:
         (pytorch/functorch#534). vmap(vjp(grad)) is right.
         """
         if V[0].shape[0] == 1 and not self.is_vectorised:
-            return _hessian_of_one(f, at_, V)
+            return _hessian_of_one(f, at, V)
 
         with torch.no_grad():
-            multiply, aux = hessian_map(f, _values(at_))
+            multiply, aux = hessian_map(f, _values(at))
             return self._by_chunks(multiply, V, chunk), aux
 
     def sandwich(
         self,
         f: Differentiable,
-        at_: Parameters,
+        at: Parameters,
         V: Blocks,
         middle: Middle,
         chunk: ChunkSize,
     ) -> tuple[Blocks, Aux]:
         """One reverse graph for all columns, and a dual forward pass for each chunk."""
         if V[0].shape[0] == 1 and not self.is_vectorised:
-            return _sandwich_of_one(f, at_, V, middle)
-        K, params = V[0].shape[0], _values(at_)
+            return _sandwich_of_one(f, at, V, middle)
+        K, params = V[0].shape[0], _values(at)
         tally: list[Aux] = []
 
         def push(*v: Tensor) -> Any:
@@ -82,26 +82,24 @@ class TorchFunc:
 
         def some(columns: slice) -> Blocks:
             # the same dropout as in the reverse graph; the generators run on at the end
-            with preserved(at_.device) if columns.stop < K else nullcontext():
-                U = self._map(push, at(V, columns), chunk)
+            with preserved(at.device) if columns.stop < K else nullcontext():
+                U = self._map(push, some_columns(V, columns), chunk)
             W, aux = middle(outputs, U)
             tally.append(aux)
             return self._map(lambda *w: pull(w), W, chunk)
 
         with torch.no_grad():
-            with preserved(at_.device):
+            with preserved(at.device):
                 outputs, pull, on_the_way = vjp(  # type: ignore[misc]
                     lambda *p: f(p), *params, has_aux=True
                 )
             product = gather((some(columns) for columns in chunks(K, chunk)), K)
             return product, (*on_the_way, *tally[-1])
 
-    def jvp(
-        self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
-    ) -> Blocks:
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
         """Forward mode."""
         with torch.no_grad():
-            params = _values(at_)
+            params = _values(at)
 
             def push(*v: Tensor) -> Any:
                 with TURN:
@@ -110,18 +108,20 @@ class TorchFunc:
             return self._by_chunks(push, V, chunk)
 
     def vjp(
-        self, f: Differentiable, at_: Parameters, U: Cotangents, chunk: ChunkSize
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
     ) -> Blocks:
         """Reverse mode on one graph."""
         with torch.no_grad():
             outputs, pull = vjp(  # type: ignore[misc]
-                lambda *p: f(p)[0], *_values(at_)
+                lambda *p: f(p)[0], *_values(at)
             )
             return self._by_chunks(lambda *u: pull(u), U(outputs), chunk)
 
     def _by_chunks(self, fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
         K = V[0].shape[0]
-        return gather((self._map(fn, at(V, c), chunk) for c in chunks(K, chunk)), K)
+        return gather(
+            (self._map(fn, some_columns(V, c), chunk) for c in chunks(K, chunk)), K
+        )
 
     def _map(self, fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
         """``fn`` of each column; vmap only pays for more than one."""
@@ -144,19 +144,19 @@ def hessian_map(
     return lambda *v: pull(v), aux
 
 
-def _hessian_of_one(f: Differentiable, at_: Parameters, v: Blocks) -> tuple[Blocks, Aux]:
+def _hessian_of_one(f: Differentiable, at: Parameters, v: Blocks) -> tuple[Blocks, Aux]:
     """One column needs no vmap, hence none of functorch's layers: plain autograd."""
-    with torch.enable_grad(), at_.leaves() as params:
+    with torch.enable_grad(), at.leaves() as params:
         with Calls(params) as calls:
             outputs, aux = f(params)
         return calls.hessian(only_tensor(outputs), v), aux
 
 
 def _sandwich_of_one(
-    f: Differentiable, at_: Parameters, v: Blocks, middle: Middle
+    f: Differentiable, at: Parameters, v: Blocks, middle: Middle
 ) -> tuple[Blocks, Aux]:
     """One column: dual numbers forward, plain autograd back."""
-    with TURN, forward_ad.dual_level(), torch.enable_grad(), at_.leaves() as params:
+    with TURN, forward_ad.dual_level(), torch.enable_grad(), at.leaves() as params:
         duals = [forward_ad.make_dual(p, t[0]) for p, t in zip(params, v, strict=True)]
         with Duals(duals, params, [t[0] for t in v]):
             outputs, on_the_way = f(duals)
@@ -172,5 +172,5 @@ def _sandwich_of_one(
         return pull(primals, params, W, keep=False), (*on_the_way, *aux)
 
 
-def _values(at_: Parameters) -> tuple[Tensor, ...]:
-    return tuple(constant(p) for p in at_.tensors)
+def _values(at: Parameters) -> tuple[Tensor, ...]:
+    return tuple(constant(p) for p in at.tensors)
