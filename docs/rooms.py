@@ -24,17 +24,23 @@ DOORS = {
 }
 
 # From the bottom to the top: a room imports from those before it.
+ROOMS = (
+    *("operators", "autograd", "risk", "layers", "derivatives", "curvature"),
+    *("linearized", "functional", "diagonals", "kronecker", "lowrank", "direct"),
+    *("solvers", "spectra", "estimators"),
+    *("inspection", "monitoring", "plot", "reporting"),
+)
+# Where the picture has them: from the bottom to the top, from left to right.
 FLOORS = (
-    ("operators", "autograd"),
-    ("risk", "layers"),
+    ("operators",),
+    ("autograd", "", "spectra", "solvers", "estimators"),
+    ("layers", "risk"),
     ("derivatives",),
     ("curvature",),
-    ("linearized", "functional"),
-    ("diagonals", "kronecker", "lowrank", "direct"),
-    ("solvers", "spectra", "estimators"),
+    ("functional", "linearized", "direct"),
+    ("diagonals", "kronecker", "lowrank"),
     ("inspection", "monitoring", "plot", "reporting"),
 )
-ROOMS = tuple(room for floor in FLOORS for room in floor)
 
 
 @dataclass(frozen=True)
@@ -120,14 +126,14 @@ def necessary(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def picture() -> str:
     """The rooms, floor by floor, and the arrows that do not follow from others."""
-    width, height, gap, left = 150, 34, 78, 20
-    total = 4 * (width + 24) + 2 * left
-    depth = len(FLOORS) * gap + 20
+    width, height, gap = 130, 34, 74
+    total, depth = 5 * (width + 24), len(FLOORS) * gap + 10
     where = {}
     for f, floor in enumerate(FLOORS):
-        start = (total - len(floor) * width - (len(floor) - 1) * 24) / 2
+        start = (total - len(floor) * (width + 24) + 24) / 2
         for i, room in enumerate(floor):
             where[room] = (start + i * (width + 24), depth - (f + 1) * gap + 10)
+    del where[""]
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {depth}" '
         'font-family="sans-serif" font-size="14" text-anchor="middle">',

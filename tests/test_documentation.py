@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -84,38 +83,6 @@ def test_every_public_name_is_in_the_reference() -> None:
         )
     }
     assert set(curvop.__all__) - {"__version__"} <= documented
-
-
-LAYERS = (
-    ("operators",),
-    ("curvature", "functional"),
-    ("kronecker", "diagonals", "lowrank", "direct"),
-    ("solvers", "spectra", "estimators"),
-    ("inspection", "reporting", "monitoring", "plot"),
-)
-
-
-def imports_on_load(path: Path) -> set[str]:
-    """The packages of ours that a file imports when it is imported."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = (n.module for n in tree.body if isinstance(n, ast.ImportFrom))
-    return {m.split(".")[1] for m in found if m and m.startswith("curvop.")}
-
-
-def test_layers_are_those_of_the_architecture_page() -> None:
-    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    picture = (DOCS / "pictures" / "layers.svg").read_text(encoding="utf-8")
-    rank = {package: i for i, layer in enumerate(LAYERS) for package in layer}
-    source = ROOT / "src" / "curvop"
-    assert {p.parent.name for p in source.glob("*/__init__.py")} == set(rank)
-    for package, layer in rank.items():
-        assert f"`{package}`" in page
-        assert package in picture
-        for path in (source / package).rglob("*.py"):
-            imported = imports_on_load(path) & set(rank)
-            assert all(rank[other] <= layer for other in imported), path
-            if layer == rank["solvers"]:
-                assert imported <= {"operators", *LAYERS[layer]}, path
 
 
 # ------------------------------------------------------------------ figures measured

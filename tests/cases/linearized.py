@@ -14,7 +14,7 @@ from curvop import (
     LinearizedLinearOperator,
     LinearOperator,
 )
-from curvop.linearized import factored, rows
+from curvop.linearized import factored
 from curvop.operators import TransposedLinearOperator
 from tests.cases.case import Case
 from tests.cases.curvature import MODELS, RISK, Model, dense, operator
@@ -117,10 +117,9 @@ def cases() -> Iterator[Case]:
 
 def linearized_as(A: Any, form: str) -> LinearizedLinearOperator:
     """Linearised in this form although the matrix is too small for it to pay."""
-    limit = rows.ROWS_BYTES if form == "rows" else -1
+    limit = factored.ROWS_BYTES if form == "rows" else -1
     with (
-        mock.patch.object(rows, "ROWS_BYTES", limit),
-        mock.patch.object(rows, "STREAM", 0),
+        mock.patch.object(factored, "ROWS_BYTES", limit),
         mock.patch.object(factored, "STREAM", 0),
     ):
         linearized = A.linearize()

@@ -19,8 +19,7 @@ from curvop import (
     WrongDerivativeError,
 )
 from curvop.curvature.proof import FEW, UNCHECKED, Proof
-from curvop.derivatives.differences import Differences
-from curvop.derivatives.differentiation import Way
+from curvop.derivatives import Differences, Way
 from curvop.inspection.measuring import peak_bytes_of
 from tests.inspection.models import Around, Through, around, cube
 from tests.sweep.custom import (

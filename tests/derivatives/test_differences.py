@@ -18,7 +18,7 @@ from curvop import (
     HessianLinearOperator,
     JacobianLinearOperator,
 )
-from curvop.derivatives.differences import Differences, InaccurateError
+from curvop.derivatives import Differences, InaccurateError
 from curvop.risk.parameters import as_parameters
 from tests.cases.problem import seeded
 from tests.comparing import error

@@ -17,7 +17,7 @@ from curvop import (
     HessianLinearOperator,
 )
 from curvop.diagonals import layer_sums
-from curvop.diagonals.by_curvature import piecewise_linear
+from curvop.diagonals.second_derivatives import piecewise_linear
 from tests.cases import truth
 from tests.cases.problem import Problem, classes, normal, seeded
 from tests.comparing import TOLERANCE, error

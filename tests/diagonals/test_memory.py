@@ -14,7 +14,7 @@ from curvop import (
     GGNDiagonalLinearOperator,
     HessianDiagonalLinearOperator,
 )
-from curvop.diagonals import by_curvature, layer_sums, per_datum
+from curvop.diagonals import layer_sums, per_datum, second_derivatives
 from tests.cases.problem import classes, normal, seeded
 
 N, WIDTH, POSITIONS = 60, 24, 5
@@ -55,7 +55,7 @@ class _Scaled(nn.Module):
 )
 def test_largest_tensor(cls: Any, middle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = 4096
-    monkeypatch.setattr(by_curvature, "NUMBERS", bound)
+    monkeypatch.setattr(second_derivatives, "NUMBERS", bound)
     monkeypatch.setattr(layer_sums, "NUMBERS", bound)
     monkeypatch.setattr(layer_sums, "PAIRS", bound)
     monkeypatch.setattr(per_datum, "NUMBERS", bound)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from curvop import GGNLinearOperator
-from curvop.diagonals.by_gradients import ways_by_gradients
-from curvop.diagonals.computation import exact_diagonal
+from curvop.diagonals.squared_gradients import ways_by_squared_gradients
+from curvop.diagonals.ways import exact_diagonal
 from tests.cases import curvature
 from tests.cases.diagonals import KINDS, operator
 from tests.comparing import TOLERANCE, error
@@ -65,7 +65,7 @@ def test_every_way_is_right_or_refuses(model: curvature.Model) -> None:
     p = model.build(torch.float64)
     A = GGNLinearOperator(p.model, p.loss, p.params, p.data, **p.options)
     truth = curvature.dense(model.build, "ggn").diagonal()
-    *ways, last = ways_by_gradients()
+    *ways, last = ways_by_squared_gradients()
     columns, form = exact_diagonal(A, (last,))
     assert form == "columns"
     assert error(torch.cat([b.flatten() for b in columns]), truth) <= TOLERANCE

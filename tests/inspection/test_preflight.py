@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import curvop
-from curvop.derivatives.differentiation import WrongDerivativeError
+from curvop.derivatives import WrongDerivativeError
 from curvop.inspection import Preflight, preflight
 from curvop.inspection.baseline import probes
 from curvop.risk.parameters import as_parameters

@@ -74,7 +74,7 @@ def test_scale_and_shift_have_exact_blocks(name: str, kind: Any) -> None:
 
 
 def test_norms_with_many_features_have_diagonals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvop.kronecker.sums.SMALL", 3)
+    monkeypatch.setattr("curvop.kronecker.kfac.SMALL", 3)
     model = seeded(
         lambda: nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 3)),
         F64,

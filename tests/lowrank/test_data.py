@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from curvop import GGNLinearOperator, HessianLinearOperator
-from curvop.lowrank import GramFactor, derivation
+from curvop.linearized import ways as ways_to_derive
+from curvop.lowrank import GramFactor
 from tests.comparing import error, random
 from tests.curvature import dense
 
@@ -174,7 +175,6 @@ def test_what_is_derived_anew_needs_the_parameters_as_they_were() -> None:
 def ways_tried(A: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the ways that were tried while the factor was built."""
     tried: list[str] = []
-    real = derivation.ways
 
     def ways(at: Any) -> Any:
         def noting(way: Any) -> Any:
@@ -184,7 +184,7 @@ def ways_tried(A: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
             return call
 
-        return tuple(noting(way) for way in real(at))
+        return tuple(noting(way) for way in ways_to_derive(at))
 
     monkeypatch.setattr("curvop.lowrank.construction.ways", ways)
     A.factor()

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Size, Tensor, nn
 
+from curvop.linearized import Dense, Rows
 from curvop.lowrank import GramFactor
-from curvop.lowrank.columns import FactorColumnsLinearOperator
-from curvop.lowrank.parts import Stored
-from curvop.lowrank.piece import Piece, Source
+from curvop.lowrank.columns import FactorColumnsLinearOperator, Source
 from curvop.operators import Space
 from tests.comparing import error
 
@@ -22,9 +21,9 @@ EPS = torch.finfo(torch.float64).eps
 
 def given_columns(V: Tensor, gram_dtype: torch.dtype | None = None) -> GramFactor:
     """The factor with these columns ``[P, R]``."""
-    piece = Piece((Stored(V.T[:, None].contiguous()),), V.shape[1], 1)
+    rows = Rows((Dense(V.T[:, None].contiguous()),), V.shape[1], 1)
     columns = FactorColumnsLinearOperator(
-        [Source(V.shape[1], lambda: piece)],
+        [Source.kept(rows)],
         Space((Size((len(V),)),)),
         dtype=V.dtype,
         device=V.device,

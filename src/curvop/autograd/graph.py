@@ -45,10 +45,10 @@ def gradient(
 ) -> list[Tensor]:
     """The gradient, by default differentiable; zero for unused parameters."""
     one = [torch.ones_like(output)]
-    return pullback([output], params, one, create_graph=create_graph, keep=create_graph)
+    return graph_vjp([output], params, one, create_graph=create_graph, keep=create_graph)
 
 
-def pullback(
+def graph_vjp(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
@@ -82,10 +82,10 @@ def pullback(
     return [g if g.layout is torch.strided else g.to_dense() for g in grads]
 
 
-def pull(
+def column_vjp(
     outputs: Sequence[Tensor], params: Tensors, U: Blocks, *, keep: bool = True
 ) -> Blocks:
     """``Jᵀ u`` for one column ``[1, *m_i]``; by default the graph is kept."""
     u = [column[0] for column in U]
-    grads = pullback(outputs, params, u, create_graph=False, keep=keep)
+    grads = graph_vjp(outputs, params, u, create_graph=False, keep=keep)
     return [g[None] for g in grads]

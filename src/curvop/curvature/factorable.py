@@ -11,7 +11,7 @@ from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.output_factor import OutputFactor
 
 if TYPE_CHECKING:
-    from curvop.lowrank.factor import GramFactor
+    from curvop.lowrank import GramFactor
 
 
 class FactorableLinearOperator(CurvatureLinearOperator):
@@ -56,7 +56,8 @@ class FactorableLinearOperator(CurvatureLinearOperator):
         tensor([[2.8284],
                 [0.0000]])
         """
-        from curvop.lowrank.construction import factor
+        # the door up: the factor is built on operators, and this method on the factor
+        from curvop.lowrank import factor
 
         return factor(self, memory_budget=memory_budget, gram_dtype=gram_dtype)
 

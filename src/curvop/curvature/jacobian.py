@@ -130,7 +130,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         with self.risk.context():
             V = leading(M)
             # [K, N·C]
-            (out,) = self._finite(lambda J: ([J._push(V)], J), V, None)
+            (out,) = self._finite(lambda J: ([J._jvp(V)], J), V, None)
             if not bool(out.any()):
                 self.risk.check_dependence()
         self._check_rows(out.shape[1])
@@ -143,8 +143,8 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
             sums = [U.new_zeros(U.shape[0], *p) for p in self.input_space.shapes]
             row, ways = 0, self.ways
             for X, _ in self.risk.data.batches("Jᵀ @"):
-                pull = partial(self._pull_batch, X=X, rows=flat[:, row:])
-                ways, (part, used) = first_that_works(ways, pull)
+                multiply = partial(self._vjp_of_batch, X=X, rows=flat[:, row:])
+                ways, (part, used) = first_that_works(ways, multiply)
                 for total, p in zip(sums, part, strict=True):
                     total += p
                 row += used
@@ -154,7 +154,9 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         refuse_not_finite(sums, [U], self.risk.parameters.names)
         return trailing(sums)
 
-    def _pull_batch(self, way: Differentiation, X: Any, rows: Tensor) -> tuple[Blocks, int]:
+    def _vjp_of_batch(
+        self, way: Differentiation, X: Any, rows: Tensor
+    ) -> tuple[Blocks, int]:
         """``Jᵀ U`` of one batch, and how many of the rows ``[K, R]`` belong to it."""
         used = 0
 
@@ -171,28 +173,28 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
     def _transpose(self) -> LinearOperator:
         return TransposedLinearOperator(self, self._rmatmat)
 
-    def _push(self, V: Blocks) -> Tensor:
+    def _jvp(self, V: Blocks) -> Tensor:
         """``J V``, ``[K, N·C]``."""
         ways = self.ways
         pairs = zip(V, self.risk.parameters.tensors, strict=True)
         V = [v.to(p.dtype) for v, p in pairs]
         parts = []
         for X, _ in self.risk.data.batches("J @"):
-            ways, part = first_that_works(ways, partial(self._push_batch, X=X, V=V))
+            ways, part = first_that_works(ways, partial(self._jvp_of_batch, X=X, V=V))
             parts.append(part.flatten(1))
         return torch.cat(parts, 1)
 
     def batch_jvp(self, X: Any, V: Blocks) -> Tensor:
         """``J V`` of one batch, ``[K, n·c]``."""
-        _, part = first_that_works(self.ways, partial(self._push_batch, X=X, V=V))
+        _, part = first_that_works(self.ways, partial(self._jvp_of_batch, X=X, V=V))
         return part.flatten(1)
 
     def batch_vjp(self, X: Any, U: Tensor) -> Blocks:
         """``Jᵀ U`` of one batch, for ``U`` ``[K, n·c]``."""
-        _, (part, _) = first_that_works(self.ways, partial(self._pull_batch, X=X, rows=U))
+        _, (part, _) = first_that_works(self.ways, partial(self._vjp_of_batch, X=X, rows=U))
         return part
 
-    def _push_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
+    def _jvp_of_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
         """``J V`` of one batch, ``[K, n, *c]``."""
         if way is not self.ways[0] and self._proof.doubt != UNCHECKED:
             prove((way,), self.subject(X, None), probes(self.risk.parameters))

@@ -3,6 +3,8 @@
 from curvop.derivatives.choice import (
     CALLED,
     DOES,
+    Way,
+    WrongDerivativeError,
     candidates,
     first_line,
     first_that_works,
@@ -11,11 +13,13 @@ from curvop.derivatives.choice import (
 )
 from curvop.derivatives.columns import (
     ChunkSize,
-    at,
+    apply_each,
     check_chunk_size,
     chunks,
+    gather,
     leading,
     sized,
+    some_columns,
     trailing,
 )
 from curvop.derivatives.composed import vectorised, with_kernels_of
@@ -25,17 +29,15 @@ from curvop.derivatives.differentiation import (
     Cotangents,
     Differentiable,
     Differentiation,
+    Linearization,
     Middle,
+    OnOneGraph,
     Outputs,
     RiskDifferentiation,
-    Way,
-    WrongDerivativeError,
-    apply_each,
-    gather,
     only_tensor,
 )
 from curvop.derivatives.double_backward import DoubleBackward
-from curvop.derivatives.torch_func import hessian_map
+from curvop.derivatives.torch_func import TorchFunc, hessian_map
 
 __all__ = [
     "CALLED",
@@ -48,13 +50,15 @@ __all__ = [
     "Differentiation",
     "DoubleBackward",
     "InaccurateError",
+    "Linearization",
     "Middle",
+    "OnOneGraph",
     "Outputs",
     "RiskDifferentiation",
+    "TorchFunc",
     "Way",
     "WrongDerivativeError",
     "apply_each",
-    "at",
     "candidates",
     "check_chunk_size",
     "chunks",
@@ -66,6 +70,7 @@ __all__ = [
     "leading",
     "only_tensor",
     "sized",
+    "some_columns",
     "trailing",
     "vectorised",
     "warn_of_change",

@@ -5,24 +5,19 @@ from __future__ import annotations
 import builtins
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
 from curvop.derivatives.composed import Composed
 from curvop.derivatives.differences import Differences
-from curvop.derivatives.differentiation import (
-    Differentiation,
-    RiskDifferentiation,
-    Way,
-    WrongDerivativeError,
-)
+from curvop.derivatives.differentiation import Differentiation, RiskDifferentiation
 from curvop.derivatives.double_backward import DoubleBackward
 from curvop.derivatives.torch_func import TorchFunc
 from curvop.risk import Parameters
 
 Result = TypeVar("Result")
-AnyWay = TypeVar("AnyWay", bound=RiskDifferentiation)
+Way = Literal["auto", "func", "backpack", "differences"]
 WAYS: tuple[Way, ...] = ("auto", "func", "backpack", "differences")
 # The value of ``differentiation=`` for the name of a way, and what that way does.
 CALLED: dict[str, Way] = {
@@ -35,6 +30,13 @@ DOES = {
     "backpack": "double backward",
     "differences": "central differences of first derivatives",
 }
+
+
+class WrongDerivativeError(RuntimeError):
+    """No way to differentiate a model gives its derivatives."""
+
+
+AnyWay = TypeVar("AnyWay", bound=RiskDifferentiation)
 
 
 def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:

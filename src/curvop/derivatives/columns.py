@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Literal
 
@@ -61,6 +61,27 @@ def check_chunk_size(size: object) -> None:
         )
 
 
-def at(V: Sequence[Tensor], columns: slice) -> Blocks:
+def some_columns(V: Sequence[Tensor], columns: slice) -> Blocks:
     """Some of the columns."""
     return [v[columns] for v in V]
+
+
+def gather(parts: Iterable[Blocks], K: int) -> Blocks:
+    """Chunks of columns put together, one at a time: ``K`` in all."""
+    out: Blocks = []
+    k = 0
+    for part in parts:
+        n = part[0].shape[0]
+        if n == K:
+            return list(part)
+        out = out or [b.new_empty(K, *b.shape[1:]) for b in part]
+        for whole, b in zip(out, part, strict=True):
+            whole[k : k + n] = b
+        k += n
+    return out
+
+
+def apply_each(apply: Apply, V: Blocks) -> Blocks:
+    """Apply a function of one column ``[1, *n_i]`` to each of ``K`` columns."""
+    K = V[0].shape[0]
+    return gather((apply([v[k : k + 1] for v in V]) for k in range(K)), K)

@@ -23,7 +23,7 @@ Over = TypeVar("Over", Risk, Predictions)
 
 @final
 @dataclass(frozen=True)
-class Composed:
+class Composed(Differentiation):
     """Another way, with kernels composed where torch's have wrong derivatives or none.
 
     Attributes:

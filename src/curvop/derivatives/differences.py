@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from curvop.autograd import gradient, pull
-from curvop.derivatives.columns import ChunkSize
+from curvop.autograd import column_vjp, gradient
+from curvop.derivatives.columns import ChunkSize, apply_each
 from curvop.derivatives.differentiation import (
     Aux,
     Cotangents,
     Differentiable,
+    Differentiation,
     Middle,
-    apply_each,
     only_tensor,
 )
 from curvop.operators import Blocks, norm
@@ -41,7 +41,8 @@ class InaccurateError(RuntimeError):
     """Differences do not converge to a derivative."""
 
 
-class Differences:
+@final
+class Differences(Differentiation):
     r"""Products by central differences of first derivatives.
 
     .. math:: H v ≈ \frac{g(θ + h v) - g(θ - h v)}{2 h}, \qquad
@@ -97,7 +98,7 @@ class Differences:
             outputs, on_the_way = f(params)
             outputs = in_graph(outputs, at)
             W, aux = middle(tuple(o.detach() for o in outputs), U)
-            product = apply_each(lambda w: pull(outputs, params, w), W)
+            product = apply_each(lambda w: column_vjp(outputs, params, w), W)
             return product, (*on_the_way, *aux)
 
     def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
@@ -112,7 +113,7 @@ class Differences:
         """``Jᵀ`` by reverse mode: a first derivative."""
         with torch.enable_grad(), at.leaves() as params:
             outputs = in_graph(f(params)[0], at)
-            return apply_each(lambda u: pull(outputs, params, u), U(outputs))
+            return apply_each(lambda u: column_vjp(outputs, params, u), U(outputs))
 
     def derivative(self, f: At, at: Parameters, v: Blocks) -> Blocks:
         """``df(θ + t v)/dt`` at ``t = 0`` for one column ``[1, *n_i]``.

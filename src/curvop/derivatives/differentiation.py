@@ -1,9 +1,12 @@
-"""What a way to differentiate is: the products that each of them has."""
+"""What a way to differentiate is: products with derivatives of one function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -16,14 +19,9 @@ Aux = tuple[Tensor, ...]
 Differentiable = Callable[[Sequence[Tensor]], tuple[Outputs, Aux]]
 Middle = Callable[[Outputs, Blocks], tuple[Blocks, Aux]]
 Cotangents = Callable[[Outputs], Blocks]
-Way = Literal["auto", "func", "backpack", "differences"]
 
 
-class WrongDerivativeError(RuntimeError):
-    """No way to differentiate a model gives the right derivatives."""
-
-
-class RiskDifferentiation(Protocol):
+class RiskDifferentiation(ABC):
     """Products with second derivatives of ``f(θ) -> (outputs, aux)`` at the parameters.
 
     ``V`` are blocks ``[K, *n_i]`` over the parameters, ``U`` blocks ``[K, *m_i]`` over
@@ -31,14 +29,17 @@ class RiskDifferentiation(Protocol):
     """
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Its name in messages."""
 
+    @abstractmethod
     def hessian(
         self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
     ) -> tuple[Blocks, Aux]:
         """``∇²f V`` for a scalar ``f``."""
 
+    @abstractmethod
     def sandwich(
         self,
         f: Differentiable,
@@ -54,37 +55,70 @@ class RiskDifferentiation(Protocol):
         """
 
 
-class Differentiation(RiskDifferentiation, Protocol):
+class Differentiation(RiskDifferentiation):
     """Products with Jacobians, too."""
 
+    @abstractmethod
     def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
         """``J V``, blocks ``[K, *m_i]``."""
 
+    @abstractmethod
     def vjp(
         self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
     ) -> Blocks:
         """``Jᵀ U``, blocks ``[K, *n_i]``, for ``U`` that may depend on the outputs."""
 
 
-def gather(parts: Iterable[Blocks], K: int) -> Blocks:
-    """Chunks of columns written one by one into blocks of ``K`` columns."""
-    out: Blocks = []
-    k = 0
-    for part in parts:
-        n = part[0].shape[0]
-        if n == K:
-            return list(part)
-        out = out or [b.new_empty(K, *b.shape[1:]) for b in part]
-        for whole, b in zip(out, part, strict=True):
-            whole[k : k + n] = b
-        k += n
-    return out
+@dataclass(frozen=True)
+class Linearization:
+    """``f(θ + v) ≈ f(θ) + J v``.
+
+    Attributes:
+        outputs: ``f(θ)``.
+        aux: What ``f`` computes on the way.
+        jvp: ``J V``.
+        vjp: ``Jᵀ U``.
+    """
+
+    outputs: Outputs
+    aux: Aux
+    jvp: Apply
+    vjp: Apply
 
 
-def apply_each(apply: Apply, V: Blocks) -> Blocks:
-    """Apply a function of one column ``[1, *n_i]`` to each of ``K`` columns."""
-    K = V[0].shape[0]
-    return gather((apply([v[k : k + 1] for v in V]) for k in range(K)), K)
+class OnOneGraph(Differentiation):
+    """``J`` and ``Jᵀ`` on one graph, and all products with them."""
+
+    @abstractmethod
+    def linear(
+        self, f: Differentiable, at: Parameters
+    ) -> AbstractContextManager[Linearization]:
+        """``f`` at the parameters, for the time of the context."""
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """``Jᵀ B J V``."""
+        with self.linear(f, at) as near:
+            W, aux = middle(tuple(o.detach() for o in near.outputs), near.jvp(V))
+            return near.vjp(W), (*near.aux, *aux)
+
+    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
+        """``J V``."""
+        with self.linear(f, at) as near:
+            return near.jvp(V)
+
+    def vjp(
+        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
+    ) -> Blocks:
+        """``Jᵀ U``."""
+        with self.linear(f, at) as near:
+            return near.vjp(U(near.outputs))
 
 
 def only_tensor(outputs: Any) -> Tensor:

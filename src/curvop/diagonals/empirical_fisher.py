@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from curvop.curvature import CurvatureLinearOperator, EFLinearOperator
-from curvop.diagonals.by_gradients import ways_by_gradients
-from curvop.diagonals.computation import Way
 from curvop.diagonals.operator import CurvatureDiagonalLinearOperator
+from curvop.diagonals.squared_gradients import ways_by_squared_gradients
+from curvop.diagonals.ways import Way
 
 
 @final
@@ -44,4 +44,4 @@ class EFDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
 
     @staticmethod
     def _ways(*args: Any, **kwargs: Any) -> Sequence[Way]:
-        return ways_by_gradients()
+        return ways_by_squared_gradients()

@@ -11,9 +11,9 @@ from curvop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
 )
-from curvop.diagonals.by_curvature import ways_by_curvature
-from curvop.diagonals.computation import Way
 from curvop.diagonals.operator import CurvatureDiagonalLinearOperator
+from curvop.diagonals.second_derivatives import ways_by_second_derivatives
+from curvop.diagonals.ways import Way
 
 
 @final
@@ -71,4 +71,4 @@ class HessianDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
         kwargs["check_deterministic"] = False  # the Hessian has been checked
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # and has warned
-            return ways_by_curvature(GGNLinearOperator(*args, **kwargs))
+            return ways_by_second_derivatives(GGNLinearOperator(*args, **kwargs))

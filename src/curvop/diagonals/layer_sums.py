@@ -2,7 +2,7 @@
 
 The gradient of datum ``n`` for the weight of a linear layer is ``Σ_t δ_{n,t} ⊗ z_{n,t}``:
 the layer's input ``z`` and the gradient ``δ`` of its output, summed over positions ``t`` of
-all its calls. A convolution is a linear layer over patches, in groups.
+all its calls.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from curvop.diagonals.output_columns import squares
-from curvop.layers import Call
+from curvop.layers import Call, Calls, Embedding, MatrixCall
 
 # Gradients of several data and columns are held up to so many numbers.
 NUMBERS = 2**18
@@ -46,9 +45,37 @@ class LayerSum(ABC):
         """The sum in the shape of the parameter."""
 
 
+def layer_sums(noted: Calls, N: int, R: int) -> dict[int, LayerSum]:
+    """A sum for each parameter that belongs to layers with the data leading.
+
+    Args:
+        noted: The calls of a forward pass.
+        N: Number of data.
+        R: Number of columns to come.
+    """
+    found = {i: _layer_sum(i, p, noted.calls, N, R) for i, p in enumerate(noted.params)}
+    return {i: sums for i, sums in found.items() if sums is not None}
+
+
+def _layer_sum(i: int, p: Tensor, calls: Sequence[Call], N: int, R: int) -> LayerSum | None:
+    mine = {e: c for e, c in enumerate(calls) if i in c.positions}
+    if not mine or any(c.leading != N or c.mixes_data for c in mine.values()):
+        return None
+    matrices = {
+        e: c for e, c in mine.items() if isinstance(c, MatrixCall) and c.weight == i
+    }
+    tables = {e: c for e, c in mine.items() if isinstance(c, Embedding)}
+    if len(matrices) == len(mine):
+        return Weight(p.shape, matrices, N, R)
+    if len(tables) == len(mine):
+        is_one_table = len({c.padding for c in tables.values()}) == 1
+        return Table(p.shape, tables, N) if is_one_table else None
+    return None if matrices or tables else Entries(i, mine, N)
+
+
 @final
 class Weight(LayerSum):
-    """The weight of linear layers or convolutions.
+    """The weight of layers that multiply matrices.
 
     Where positions are few, what is kept of the columns is ``M = Σ_r σ δ_t δ_t'`` for each
     datum and pair of positions: squares are then taken once, not for every column. With one
@@ -56,30 +83,31 @@ class Weight(LayerSum):
     """
 
     def __init__(
-        self, shape: torch.Size, edges: list[int], calls: list[Call], R: int
+        self, shape: torch.Size, calls: Mapping[int, MatrixCall], N: int, R: int
     ) -> None:
-        self.edges, self._shape, self._calls = edges, shape, calls
-        z = calls[0].z
-        self._sum = _wide(z).new_zeros(shape[0], shape[1:].numel())
-        N, i, T = z.shape[0], self._sum.shape[1], sum(positions(c) for c in calls)
+        self.edges, self._shape, self._calls, self._N = list(calls), shape, calls, N
+        (first, *_) = calls.values()
+        self._groups, self._transposed = first.groups, first.transposed
+        i, T = first.input_size, sum(c.num_positions(N) for c in calls.values())
+        outputs = shape.numel() // i
+        self._sum = _wide(first.z).new_zeros(outputs, i)
         # multiplications for an output and a datum: of each column, or of pairs and once
         by_column, by_pairs = R * (T + STREAM) * i, T * T * (STREAM * R + i)
-        fits = N * shape[0] * T * T <= PAIRS
+        fits = N * outputs * T * T <= PAIRS
         self._keeps_pairs = T == 1 or (by_pairs < by_column and fits)
         self._rows = max(1, NUMBERS // max(self._sum.numel(), T * i))
         self._M: Tensor | None = None
 
     def add(self, deltas: Gradients, signs: Tensor | None) -> None:
         """Add some columns."""
-        calls = zip(self.edges, self._calls, strict=True)
-        u = _cat([by_position(deltas[e], c) for e, c in calls], 3)  # [k, N, g, T, o]
+        u = _cat([by_position(c, deltas[e], self._N) for e, c in self._calls.items()], 3)
         if self._keeps_pairs:
             M = pairs(u, signs)
             self._M = M if self._M is None else self._M.add_(M)
             return
         for n in range(0, u.shape[1], self._rows):
             rows = slice(n, n + self._rows)
-            z = self._patches(rows)
+            z = self._inputs(rows)
             for r, delta in enumerate(u[:, rows]):
                 some = None if signs is None else signs[r, rows]
                 self._sum += squares(delta.mT @ z, some).view_as(self._sum)
@@ -87,12 +115,23 @@ class Weight(LayerSum):
     def total(self) -> Tensor:
         """The sum in the shape of the weight."""
         if self._M is not None:
-            self._sum += of_pairs(self._M, self._patches(slice(None)))
-        return self._sum.view(self._shape)
+            self._sum += of_pairs(self._M, self._inputs(slice(None)))
+        return as_weight(self._sum, self._shape, self._groups, self._transposed)
 
-    def _patches(self, rows: slice) -> Tensor:
+    def _inputs(self, rows: slice) -> Tensor:
         """What the weight is multiplied with in all calls, ``[n, g, T, i]``."""
-        return _cat([patches(c, rows) for c in self._calls], 2)
+        calls = self._calls.values()
+        return _cat([c.inputs(self._N, rows).movedim(0, 1) for c in calls], 2)
+
+
+def by_position(call: MatrixCall, U: Tensor, N: int) -> Tensor:
+    """Gradients of a layer's output, ``[k, *shape]``, as ``[k, N, g, T, o]``."""
+    return call.output_gradients(U, N).movedim(1, 2)
+
+
+def as_weight(x: Tensor, shape: torch.Size, groups: int, transposed: bool) -> Tensor:
+    """``[g·o, i]`` in the shape of a weight."""
+    return x.unflatten(0, (groups, -1)).mT.reshape(shape) if transposed else x.view(shape)
 
 
 def pairs(u: Tensor, signs: Tensor | None) -> Tensor:
@@ -123,75 +162,22 @@ def of_pairs(M: Tensor, z: Tensor) -> Tensor:
     return out.flatten(0, 1)
 
 
-def positions(call: Call) -> int:
-    """At how many positions a weight is applied for one datum."""
-    outputs = call.shape[-1] if call.function is F.linear else call.shape[1]
-    return call.size // outputs
-
-
-def patches(call: Call, rows: slice = slice(None)) -> Tensor:
-    """What the rows of a weight are multiplied with for some data, ``[n, g, T, i]``."""
-    z = call.z.detach()[rows]
-    if call.function is F.linear:
-        return z.reshape(z.shape[0], 1, -1, z.shape[-1])
-    kernel = call.weight_shape[2:]
-    d = len(kernel)
-    stride, padding, dilation = (
-        [n] * d if isinstance(n, int) else list(n)
-        for n in (call.options.get(k, v) for k, v in _DEFAULTS)
-    )
-    z = F.pad(z, [n for p in reversed(padding) for n in (p, p)])
-    for axis, (k, s, a) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        z = z.unfold(2 + axis, a * (k - 1) + 1, s)[..., ::a]
-    N, C = z.shape[:2]
-    g = call.options.get("groups", 1)
-    z = z.permute(0, 1, *range(2 + d, 2 + 2 * d), *range(2, 2 + d))  # [N, C, *k, *t]
-    return z.reshape(N, g, C // g * kernel.numel(), -1).mT
-
-
-_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
-
-
-def by_position(delta: Tensor, call: Call) -> Tensor:
-    """Gradients of a layer's output, ``[k, N, *shape]``, as ``[k, N, g, T, o]``."""
-    k, N = delta.shape[:2]
-    if call.function is F.linear:
-        return delta.reshape(k, N, 1, -1, delta.shape[-1])
-    g = call.options.get("groups", 1)
-    return delta.reshape(k, N, g, delta.shape[2] // g, -1).mT
-
-
-def as_gradient(u: Tensor, call: Call) -> Tensor:
-    """The inverse of :func:`by_position`."""
-    u = u if call.function is F.linear else u.mT
-    return u.reshape(len(u), *call.shape)
-
-
 @final
 class Entries(LayerSum):
-    """Scales and shifts: gradients ``Σ δ z`` and ``Σ δ`` over positions.
+    """Scales and shifts: gradients ``Σ δ z`` and ``Σ δ`` over positions."""
 
-    Args:
-        shape: Of the parameter.
-        edges: Positions of the calls among the gradients.
-        calls: For each the first axis of its output that belongs to the parameter, and
-            what the scale multiplies; ``None`` for a shift.
-    """
-
-    def __init__(
-        self, shape: torch.Size, edges: list[int], calls: list[tuple[int, Tensor | None]]
-    ) -> None:
-        self.edges, self._calls, self._shape = edges, calls, shape
+    def __init__(self, i: int, calls: Mapping[int, Call], N: int) -> None:
+        self.edges, self._i, self._calls, self._N = list(calls), i, calls, N
         self._sum: Tensor | float = 0.0
 
     def add(self, deltas: Gradients, signs: Tensor | None) -> None:
         """Add some columns."""
         g: Any = 0
-        for e, (axis, z) in zip(self.edges, self._calls, strict=True):
-            u = deltas[e] if z is None else deltas[e] * z
-            mine = range(axis + 1, axis + 1 + len(self._shape))
-            over = [i for i in range(2, u.ndim) if i not in mine]
-            g = g + (u.sum(over) if over else u)
+        for e, call in self._calls.items():
+            if call.weight == self._i:
+                g = g + call.weight_gradients(deltas[e], self._N)
+            if call.bias == self._i:
+                g = g + call.bias_gradients(deltas[e], self._N)
         self._sum = self._sum + squares(
             g.flatten(0, 1), None if signs is None else signs.flatten()
         )
@@ -206,27 +192,19 @@ class Entries(LayerSum):
 class Table(LayerSum):
     """The weight of embeddings: of each datum, gradients of equal tokens are summed."""
 
-    def __init__(
-        self, shape: torch.Size, edges: list[int], ids: list[Tensor], padding: int | None
-    ) -> None:
-        self.edges, self._shape = edges, shape
-        tokens = torch.cat([i.flatten(1) for i in ids], 1)  # [N, T]
-        N, V = tokens.shape[0], shape[0]
-        keys = tokens + V * torch.arange(N, device=tokens.device)[:, None]
-        self._keys, self._where = keys.flatten().unique(return_inverse=True)
-        self._padding = padding
+    def __init__(self, shape: torch.Size, calls: Mapping[int, Embedding], N: int) -> None:
+        self.edges, self._calls, self._shape, self._N = list(calls), calls, shape, N
+        keys = torch.cat([call.keys(N) for call in calls.values()])
+        self._keys, self._where = keys.unique(return_inverse=True)
         self._sum: Tensor | float = 0.0
 
     def add(self, deltas: Gradients, signs: Tensor | None) -> None:
         """Add some columns."""
-        d = self._shape[1]
-        N = deltas[self.edges[0]].shape[1]
-        u = torch.cat(
-            [deltas[e].reshape(-1, N, deltas[e][0, 0].numel() // d, d) for e in self.edges],
-            2,
-        ).flatten(1, 2)  # [k, N·T, d]
+        V, d = self._shape
+        parts = [c.output_gradients(deltas[e], self._N) for e, c in self._calls.items()]
+        u = torch.cat([part.reshape(len(part), -1, d) for part in parts], 1)
         G = u.new_zeros(len(u), len(self._keys), d).index_add_(1, self._where, u)
-        of_key = None if signs is None else signs[:, self._keys // self._shape[0], None]
+        of_key = None if signs is None else signs[:, self._keys // V, None]
         G = _wide(G).square()
         self._sum = self._sum + (G if of_key is None else G * of_key).sum(0)
 
@@ -234,10 +212,7 @@ class Table(LayerSum):
         """The sum in the shape of the weight."""
         assert isinstance(self._sum, Tensor)
         out = self._sum.new_zeros(self._shape)
-        out.index_add_(0, self._keys % self._shape[0], self._sum)
-        if self._padding is not None:
-            out[self._padding] = 0
-        return out
+        return out.index_add_(0, self._keys % self._shape[0], self._sum)
 
 
 def _cat(parts: Sequence[Tensor], axis: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator
-from curvop.diagonals.computation import Way, exact_diagonal
+from curvop.diagonals.ways import Way, exact_diagonal
 from curvop.operators import DiagonalLinearOperator, SingularSystemError
 from curvop.risk import Given, listed
 

@@ -1,4 +1,4 @@
-"""The diagonal from the gradients of each datum, for any parameters."""
+"""The diagonal from the rows of each datum, for any parameters."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
 
-from curvop.autograd import pullback
 from curvop.curvature import CurvatureLinearOperator
 from curvop.derivatives import chunks
-from curvop.diagonals.computation import WrongDiagonalError, leads
-from curvop.diagonals.output_columns import (
-    OutputColumns,
-    as_outputs,
-    columns_at_once,
-    squares,
-)
+from curvop.diagonals.output_columns import OutputColumns, columns_at_once, squares
+from curvop.diagonals.ways import WrongDiagonalError
+from curvop.linearized import leads, rows_by_passes, rows_by_vmap
 from curvop.operators import Blocks
-from curvop.risk import constant, nested
+from curvop.risk import nested
 
-# Gradients of several data and columns are held up to so many numbers.
+# Rows of several data and columns are held up to so many numbers.
 NUMBERS = 2**22
 
 
@@ -35,103 +29,77 @@ def vectorised(
     Raises:
         WrongDiagonalError: If the data cannot be taken one by one.
     """
-    data = [t for t in nested.tensors(X) if leads(t, S.N)]
-    if not data:
-        raise WrongDiagonalError("no input has the data leading")
-    if not A.risk.parameters.functional:
+    _check_leading(X, S.N)
+    at = A.risk.parameters
+    if not at.functional:
         raise WrongDiagonalError("a closure cannot be vectorised")
-    values = [constant(p) for p in A.risk.parameters.tensors]
-    numbers = sum(values[i].numel() for i in some)
     columns = columns_at_once(A, X, S.count)
+    numbers = sum(at.tensors[i].numel() for i in some)
     at_once = max(1, NUMBERS // max(1, numbers * columns))
-
-    def of_datum(s: Tensor, *datum: Tensor) -> tuple[Tensor, ...]:
-        def outputs(*p: Tensor) -> tuple[Tensor, ...]:
-            parts = iter(datum)
-            x = nested.map_tensors(lambda t: next(parts)[None] if leads(t, S.N) else t, X)
-            full = list(values)
-            for i, q in zip(some, p, strict=True):
-                full[i] = q
-            return nested.differentiable(A.risk.predict(full, x))
-
-        out, pull = vjp(outputs, *(values[i] for i in some))  # type: ignore[misc]
-        J = vmap(lambda s: pull(tuple(o[0] for o in as_outputs(s[None, None], out))))(s)
-        return tuple(J)
-
-    sums = [_zeros(values[i]) for i in some]
-    with torch.no_grad():
-        for which in chunks(S.count, columns):
-            s, signs = S(which)
-            for n in range(0, S.N, at_once):
-                rows = slice(n, n + at_once)
-                J = vmap(of_datum, in_dims=(1, *(0 for _ in data)))(
-                    s[:, rows], *(t[rows] for t in data)
-                )
-                for total, g in zip(sums, J, strict=True):
-                    some_signs = None if signs is None else signs[:, rows].T.flatten()
-                    total += squares(g.flatten(0, 1), some_signs)
-    return sums
-
-
-def one_by_one(
-    A: CurvatureLinearOperator, some: Sequence[int], X: Any, S: OutputColumns
-) -> Blocks:
-    """The same by plain autograd, a datum and a column at a time.
-
-    Raises:
-        WrongDiagonalError: If the data cannot be taken one by one.
-    """
-    if not any(leads(t, S.N) for t in nested.tensors(X)):
-        raise WrongDiagonalError("no input has the data leading")
-    sums = [_zeros(A.risk.parameters.tensors[i]) for i in some]
-    for n in range(S.N):
-        x = nested.map_tensors(partial(_only, n=n, N=S.N), X)
-        with torch.enable_grad(), A.risk.parameters.leaves() as params:
-            out = nested.differentiable(A.risk.predict(params, x))
-            for which in chunks(S.count, 1):
-                s, signs = S(which)
-                sign = None if signs is None else signs[:, n]
-                u = as_outputs(s[:, n : n + 1], out)
-                _add(sums, out, [params[i] for i in some], u, sign)
+    sums = _zeros(A, some)
+    for which in chunks(S.count, columns):
+        s, signs = S(which)
+        rows = rows_by_vmap(at, X, s, some, at_once)
+        for data, J in zip(chunks(S.N, at_once), rows, strict=True):
+            _add(sums, J, None if signs is None else signs[:, data].T.flatten())
     return sums
 
 
 def rows_of_batch(
-    A: CurvatureLinearOperator, some: Sequence[int], X: Any, S: OutputColumns
+    A: CurvatureLinearOperator,
+    some: Sequence[int],
+    X: Any,
+    S: OutputColumns,
+    *,
+    alone: bool = False,
 ) -> Blocks:
-    """The same through the graph of the whole batch, whose data may be coupled."""
-    sums = [_zeros(A.risk.parameters.tensors[i]) for i in some]
-    with torch.enable_grad(), A.risk.parameters.leaves() as params:
-        out = nested.differentiable(A.risk.predict(params, X))
-        for which in chunks(S.count, 1):
-            s, signs = S(which)
-            for n in range(S.N):
-                alone = torch.zeros_like(s)
-                alone[:, n] = s[:, n]
-                sign = None if signs is None else signs[:, n]
-                u = as_outputs(alone, out)
-                _add(sums, out, [params[i] for i in some], u, sign)
+    """The same by passes, through the graph of the whole batch: its data may be coupled.
+
+    Args:
+        A: The matrix.
+        some: Positions of the parameters.
+        X: Inputs.
+        S: Columns over the outputs.
+        alone: Each datum through a graph of its own.
+
+    Raises:
+        WrongDiagonalError: If the data cannot be taken one by one, and should be.
+    """
+    if alone:
+        _check_leading(X, S.N)
+    sums = _zeros(A, some)
+    for data in chunks(S.N, 1 if alone else S.N):
+        with torch.enable_grad(), A.risk.parameters.leaves() as params:
+            out = nested.differentiable(A.risk.predict(params, _only(X, S.N, data)))
+            mine, these = [params[i] for i in some], range(S.N)[data]
+            for which in chunks(S.count, 1):
+                s, signs = S(which)
+                J = rows_by_passes(out, mine, s[:, data], range(len(these)))
+                for n, g in zip(these, J, strict=True):
+                    row = [t[None, None] for t in g]
+                    _add(sums, row, None if signs is None else signs[:, n])
     return sums
 
 
-def _add(
-    sums: Blocks,
-    out: Sequence[Tensor],
-    params: Sequence[Tensor],
-    u: Sequence[Tensor],
-    sign: Tensor | None,
-) -> None:
-    """Add the squares of one gradient."""
-    J = pullback(out, params, [c[0] for c in u], create_graph=False, keep=True)
-    for total, g in zip(sums, J, strict=True):
-        total += squares(g[None], sign)
+one_by_one = partial(rows_of_batch, alone=True)
 
 
-def _only(t: Tensor, n: int, N: int) -> Tensor:
-    return t[n : n + 1] if leads(t, N) else t
+def _add(sums: Blocks, rows: Blocks, signs: Tensor | None) -> None:
+    """Add the squares of rows ``[N, R, *n_i]``, with the signs of each."""
+    for total, J in zip(sums, rows, strict=True):
+        total += squares(J.flatten(0, 1), signs)
 
 
-def _zeros(p: Tensor) -> Tensor:
-    return torch.zeros_like(
-        p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False
-    )
+def _only(X: Any, N: int, data: slice) -> Any:
+    return nested.map_tensors(lambda t: t[data] if leads(t, N) else t, X)
+
+
+def _check_leading(X: Any, N: int) -> None:
+    if not any(leads(t, N) for t in nested.tensors(X)):
+        raise WrongDiagonalError("no input has the data leading")
+
+
+def _zeros(A: CurvatureLinearOperator, some: Sequence[int]) -> Blocks:
+    tensors = [A.risk.parameters.tensors[i].detach() for i in some]
+    wide = [torch.promote_types(p.dtype, torch.float32) for p in tensors]
+    return [torch.zeros_like(p, dtype=d) for p, d in zip(tensors, wide, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.autograd import composed, gradient, pullback
+from curvop.autograd import composed, gradient, graph_vjp
 from curvop.functional.evaluation import differentiable_twice, scalar
 from curvop.functional.structure import Structure, trainable, vector
 from curvop.risk import differentiable, refill
@@ -61,8 +61,8 @@ def gauss_newton_product(
         prediction = model(x)
         outputs = differentiable(prediction)
         u = [torch.zeros_like(o).requires_grad_() for o in outputs]
-        Jt_u = pullback(outputs, ps, u, create_graph=True, keep=True)
-        Jv = pullback(Jt_u, u, vs, **further)
+        Jt_u = graph_vjp(outputs, ps, u, create_graph=True, keep=True)
+        Jv = graph_vjp(Jt_u, u, vs, **further)
 
         # the loss as a function of the prediction: reverse over reverse, since losses
         # such as mse_loss have no forward mode over their backward
@@ -70,8 +70,8 @@ def gauss_newton_product(
         copies = [o.clone() for o in f]  # a loss may write to its argument
         loss = scalar(composed(loss_fn)(refill(prediction, copies), y))
         g = gradient(loss, f, create_graph=True)
-        HJv = pullback(g, f, Jv, **further)
-        return answer(pullback(outputs, ps, HJv, **further))
+        HJv = graph_vjp(g, f, Jv, **further)
+        return answer(graph_vjp(outputs, ps, HJv, **further))
 
 
 def _leaf(t: Tensor) -> Tensor:

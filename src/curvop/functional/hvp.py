@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from curvop.autograd import composed, gradient, pullback
+from curvop.autograd import composed, gradient, graph_vjp
 from curvop.functional.evaluation import differentiable_twice, evaluate, scalar
 from curvop.functional.structure import Structure, parameters, trainable, vector
 
@@ -53,7 +53,7 @@ def exact_hvp(
     with differentiable_twice(ps, func, again=create_graph):
         g = gradient(evaluate(func), ps, create_graph=True)
         # the Hessian is symmetric: its product is a vjp of the gradient
-        return answer(pullback(g, ps, vs, create_graph=create_graph, keep=create_graph))
+        return answer(graph_vjp(g, ps, vs, create_graph=create_graph, keep=create_graph))
 
 
 def model_hvp(
@@ -101,4 +101,4 @@ def model_hvp(
     with differentiable_twice(ps, model, loss_fn, again=create_graph):
         loss = scalar(composed(loss_fn)(model(x), y))
         g = gradient(loss, ps, create_graph=True)
-        return answer(pullback(g, ps, vs, create_graph=create_graph, keep=create_graph))
+        return answer(graph_vjp(g, ps, vs, create_graph=create_graph, keep=create_graph))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.autograd import gradient, pullback
+from curvop.autograd import gradient, graph_vjp
 from curvop.functional.evaluation import as_found, evaluate
 from curvop.functional.hvp import exact_hvp
 from curvop.functional.structure import Structure, parameters, vector
@@ -76,7 +76,7 @@ def _of_graph(f: Tensor, params: Structure) -> Any:
     with as_found(ps):
         _check_graph(evaluate(lambda: f))
         g = gradient(f, ps, create_graph=True)
-        return answer(pullback(g, ps, ones, create_graph=False, keep=True))
+        return answer(graph_vjp(g, ps, ones, create_graph=False, keep=True))
 
 
 def _of_function(f: Callable[..., Tensor], params: Structure) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import Generator, Tensor
 
-from curvop.autograd import gradient, pullback
+from curvop.autograd import gradient, graph_vjp
 from curvop.estimate import Estimate
 from curvop.functional.evaluation import differentiable_twice, evaluate
 from curvop.functional.structure import Structure, parameters
@@ -122,7 +122,7 @@ def hessian_trace(
         samples = []
         for _ in range(num_samples):
             v = _probe(ps, sparse, generator)
-            Hv = pullback(g, ps, v, create_graph=create_graph, keep=True)
+            Hv = graph_vjp(g, ps, v, create_graph=create_graph, keep=True)
             samples.append(_dot(v, Hv))
         values = torch.stack(samples)
         mean = values.mean()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, Members, eigh
-from curvop.kronecker.calls import LayerCall, MatrixCall, ScaleCall, TableCall
-from curvop.kronecker.eigenvalues import MatrixValues, TableValues
+from curvop.kronecker.ekfac import MatrixValues, TableValues, TiedValues
 from curvop.kronecker.fisher import Fisher
-from curvop.kronecker.layers import TIED, Key, Layers
-from curvop.kronecker.sums import LayerSums, MatrixSums, ScaleSums, TableSums
-from curvop.kronecker.tied import TiedSums, TiedValues
+from curvop.kronecker.kfac import MatrixSums, ScaleSums, TableSums, TiedSums
+from curvop.kronecker.layer_sums import TIED, Key, Layers, LayerSums
+from curvop.layers import Call, Embedding, MatrixCall
 from curvop.operators import Space
 from curvop.risk import UNUSED
 
@@ -68,10 +67,11 @@ class Approximation:
         like = torch.empty(0, dtype=self.dtype, device=parameters.device)
         forward_only = self.fisher.fisher_type == "forward-only"
 
-        def make(key: Key, calls: Sequence[LayerCall]) -> LayerSums[Any]:
-            weight, bias, kind = key
+        def make(key: Key, calls: Sequence[Call]) -> LayerSums[Any]:
+            weight, bias, form = key
+            first = parameters.tensors[cast(int, bias if weight is None else weight)]
             matrix = next((c for c in calls if isinstance(c, MatrixCall)), None)
-            table = next((c for c in calls if isinstance(c, TableCall)), None)
+            table = next((c for c in calls if isinstance(c, Embedding)), None)
             sums: list[Any] = []
             if matrix is not None:
                 sums.append(
@@ -79,6 +79,7 @@ class Approximation:
                         weight,
                         bias,
                         matrix,
+                        num_outputs=first.numel(),
                         reduce=self.reduce,
                         joint=self.joint,
                         forward_only=forward_only,
@@ -87,12 +88,13 @@ class Approximation:
                 )
             if table is not None:
                 sums.append(TableSums(table, forward_only=forward_only, like=like))
-            if kind == TIED:
+            if form == TIED:
                 return TiedSums(*sums)
             if sums:
                 return cast(LayerSums[Any], sums[0])
-            shape = parameters.tensors[cast(int, bias if weight is None else weight)].shape
-            return ScaleSums(weight, bias, shape, forward_only=forward_only, like=like)
+            return ScaleSums(
+                weight, bias, first.shape, forward_only=forward_only, like=like
+            )
 
         layers = Layers(make, keeps_inputs=False)
         Z, refused = self.fisher.sum_over_data(layers, "KFAC", check=self.check)
@@ -102,7 +104,7 @@ class Approximation:
         """The eigenbasis of KFAC, with the eigenvalues that fit best."""
         bases = {block.members.positions[0]: block for block in eigh(kfac.blocks)}
 
-        def make(key: Key, calls: Sequence[LayerCall]) -> LayerSums[Any] | None:
+        def make(key: Key, calls: Sequence[Call]) -> LayerSums[Any] | None:
             weight, bias = (
                 b if b is not None and _is_kronecker(b, calls[0]) else None
                 for b in (bases.get(-1 if i is None else i) for i in key[:2])
@@ -111,7 +113,7 @@ class Approximation:
                 return TiedValues(weight)
             if isinstance(calls[0], MatrixCall) and (weight or bias):
                 return MatrixValues(weight, bias)
-            if isinstance(calls[0], TableCall) and weight:
+            if isinstance(calls[0], Embedding) and weight:
                 return TableValues(weight)
             return None  # an exact block, or a diagonal
 
@@ -169,11 +171,61 @@ class Approximation:
         return self.fallback(others)
 
 
-def _is_kronecker(block: EigenBlock, call: LayerCall) -> bool:
-    return not isinstance(call, ScaleCall) and (
-        block.left is not None or block.right is not None
-    )
+def _is_kronecker(block: EigenBlock, call: Call) -> bool:
+    return call.form != "scale" and (block.left is not None or block.right is not None)
 
 
 def _blocks(layers: Layers, Z: Tensor) -> list[Block]:
     return [b for s in layers.sums.values() if s is not None for b in s.blocks(Z)]
+
+
+def exact_diagonals(
+    model_func: Any,
+    loss_func: Any,
+    params: Any,
+    data: Any,
+    fisher: Fisher,
+    common: Mapping[str, Any],
+) -> Fallback:
+    """A function of positions that finds the diagonals of those parameters.
+
+    Of the same matrix: GGN, sampled Fisher or empirical Fisher; the identity where there is
+    no backward pass.
+    """
+    tensors = fisher.parameters.tensors
+
+    def find(positions: Sequence[int]) -> Sequence[Tensor]:
+        from curvop.diagonals import EFDiagonalLinearOperator, GGNDiagonalLinearOperator
+
+        kind = fisher.fisher_type
+        if kind == "forward-only":
+            return [torch.ones_like(tensors[i]) for i in positions]
+        model, some = _restricted(model_func, params, positions)
+        options: dict[str, Any] = {**common, "check_deterministic": False}
+        if kind == "empirical":
+            D = EFDiagonalLinearOperator(
+                model, loss_func, some, data, per=fisher.per, **options
+            )
+            return list(D.blocks().values())
+        if kind == "mc":
+            options |= {"mc_samples": fisher.mc_samples, "seed": fisher.seed}
+        return list(
+            GGNDiagonalLinearOperator(model, loss_func, some, data, **options)
+            .blocks()
+            .values()
+        )
+
+    return find
+
+
+def _restricted(
+    model_func: Any, params: Any, positions: Sequence[int]
+) -> tuple[Callable[..., Any], Any]:
+    """The model as a function of some of its parameters."""
+    if not isinstance(params, Mapping):
+        return model_func, [params[i] for i in positions]
+    names = list(params)
+    some = {names[i]: params[names[i]] for i in positions}
+    if isinstance(model_func, nn.Module):
+        return model_func, some
+    return lambda p, X: model_func({**params, **p}, X), some

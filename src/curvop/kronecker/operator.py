@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, get_args
 import torch
 from torch import Tensor, nn
 
-from curvop.curvature import SEED, GGNLinearOperator, Per
+from curvop.curvature import (
+    SEED,
+    CurvatureLinearOperator,
+    GGNLinearOperator,
+    Per,
+    differences,
+)
 from curvop.derivatives import leading, trailing
 from curvop.kronecker.blocks import eigh, multiply
-from curvop.kronecker.check import check
-from curvop.kronecker.factors import Approximation, Factors
-from curvop.kronecker.fallback import exact_diagonals
+from curvop.kronecker.factors import Approximation, Factors, exact_diagonals
 from curvop.kronecker.fisher import Fisher, FisherType
 from curvop.kronecker.inverse import (
     Damping,
@@ -30,7 +34,7 @@ from curvop.kronecker.inverse import (
 )
 from curvop.kronecker.spectrum import Eigendecomposition, eigendecomposition
 from curvop.kronecker.storage import read, write
-from curvop.operators import Blocks, LinearOperator
+from curvop.operators import Blocks, LinearOperator, tolerance
 from curvop.risk import (
     Data,
     Divisor,
@@ -39,6 +43,7 @@ from curvop.risk import (
     Unpack,
     as_loss,
     as_parameters,
+    gradient_over_data,
     listed,
     takes_weight,
 )
@@ -144,7 +149,9 @@ class FactoredCurvatureLinearOperator(LinearOperator):
         }
         if check_deterministic:
             plain: Any = {"differentiation": "backpack", "check_deterministic": False}
-            check(GGNLinearOperator(model_func, loss_func, params, data, **common, **plain))
+            _check_deterministic(
+                GGNLinearOperator(model_func, loss_func, params, data, **common, **plain)
+            )
         fisher = Fisher(
             parameters,
             as_loss(loss_func, reduction),
@@ -398,3 +405,22 @@ def _check_samples(mc_samples: object, fisher_type: str) -> None:
             "Expected mc_samples of at least 1, and of more only for fisher_type='mc', got "
             f"{mc_samples} for {fisher_type!r}."
         )
+
+
+def _check_deterministic(op: CurvatureLinearOperator) -> None:
+    """Pass over the data twice and compare loss and gradient: no more is needed here.
+
+    Args:
+        op: An operator of the same risk, not checked yet.
+
+    Raises:
+        NonDeterministicError: If the passes differ, with what differed and where.
+        ValueError: If the loss is not finite, or the data does not fit.
+    """
+    with op.risk.context():
+        first = gradient_over_data(op.risk, "determinism check")
+        op.risk.divisor(*first[-2:])
+        second = gradient_over_data(op.risk, "determinism check")
+        rounding = tolerance(*(p.dtype for p in op.risk.parameters.tensors))
+        if any(differences(first, second, rounding)):
+            op.check_deterministic()  # a gradient may be rounding: products tell

@@ -1,133 +1,110 @@
-"""The calls of linear layers and convolutions in a forward pass."""
+"""The calls of layers in a forward pass, seen without touching the model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
+from curvop.autograd import leaves_of
+from curvop.layers.attention import attention
+from curvop.layers.bilinear import Bilinear
+from curvop.layers.call import Call
+from curvop.layers.convolution import Convolution, TransposedConvolution
+from curvop.layers.embedding import Embedding
+from curvop.layers.linear import Linear
+from curvop.layers.norms import Norm
+from curvop.layers.recurrent import LOOPS, is_packed
 from curvop.operators import Blocks
 
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+OnGradient = Callable[[int, Tensor], None]  # position of a call, gradient of its output
+Table = dict[Any, tuple[type[Call], list[str]]]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call ``a = W z + b`` of a layer that is linear in its parameters.
-
-    Attributes:
-        weight: Position of ``W`` among the parameters.
-        bias: Position of ``b``, or ``None`` where it is missing or a constant.
-        weight_shape: Shape of ``W``.
-        z: What goes in.
-        shape: The shape of ``a``.
-        edge: Where the gradient with respect to ``a`` arrives. A tensor would not do:
-            the next layer may write to it in place. ``None`` once the graph is gone.
-        function: The function of ``torch.nn.functional``.
-        options: Its further arguments.
-    """
-
-    weight: int
-    bias: int | None
-    weight_shape: Size
-    z: Tensor
-    shape: Size
-    edge: GradientEdge | None
-    function: Any
-    options: dict[str, Any]
-
-    @property
-    def size(self) -> int:
-        """Numbers that come out for one datum."""
-        return self.shape[1:].numel()
-
-    @property
-    def multiplications(self) -> int:
-        """Multiplications for one datum."""
-        return self.size * self.weight_shape[1:].numel()
-
-    def push(self, V: Tensor, c: Tensor | None) -> Tensor:
-        """``V z + c``: how ``a`` moves with the parameters."""
-        out: Tensor = self.function(self.z, V, c, **self.options)
-        return out
-
-    def outer(self, u: Tensor, W: Tensor) -> Tensor:
-        """``Σ u ⊗ z`` for a convolution: the gradient of its weight; of ``W`` the shape."""
-        d = W.ndim - 2
-        stride, padding, dilation = (
-            [n] * d if isinstance(n, int) else list(n)
-            for n in (self.options.get(key, value) for key, value in _DEFAULTS)
-        )
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            u,
-            self.z,
-            W,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0] * d,
-            self.options.get("groups", 1),
-            [False, True, False],
-        )[1]
-        return gradient
+def _table(*kinds: type[Call]) -> Table:
+    return {
+        f: (kind, names.split()) for kind in kinds for f, names in kind.functions.items()
+    }
 
 
-_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
+# Layers that multiply matrices, where it pays to look at each; and all that are known.
+MATRICES = _table(Linear, Convolution, TransposedConvolution, Bilinear)
+EVERY = MATRICES | _table(Embedding, Norm)
+# Functions that call layers within, and the same with these layers in sight.
+OPENED: dict[Any, Callable[..., Any]] = {F.multi_head_attention_forward: attention, **LOOPS}
 
 
-class _LinearMode(TorchFunctionMode, ABC):
-    """Changes the calls of linear layers and convolutions whose weight is a parameter.
+class _LayerMode(TorchFunctionMode, ABC):
+    """Changes the calls of layers that have one of the parameters.
 
     Args:
         params: The parameters, as the model will be handed them.
+        every: Whether norms and embeddings are layers, too, as are those inside of
+            attention and recurrent ones; or only what multiplies matrices.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    def __init__(self, params: Sequence[Tensor], *, every: bool = False) -> None:
         super().__init__()
         self.params = params
+        self._table = EVERY if every else MATRICES
+        self._opened = OPENED if every else {}
+        self._position = {id(p): i for i, p in enumerate(params)}
+
+    def _opens(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether to look inside of a function: where it is handed parameters."""
+        if func not in self._opened or is_packed(func, args):
+            return False
+        return any(id(t) in self._position for t in tree_leaves((args, kwargs)))
 
     @abstractmethod
-    def _call(
-        self,
-        function: Any,
-        z: Tensor,
-        weight: int,
-        bias: int | None,
-        b: Tensor | None,
-        options: dict[str, Any],
-    ) -> Tensor:
-        """What to do instead."""
+    def _call(self, call: Call, named: dict[str, Any]) -> Tensor:
+        """What to do instead of a call with these arguments."""
+
+    def _refuse(self, positions: Sequence[int], why: str) -> None:
+        """Of a call that is made as usual."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Call as usual, or as the subclass says."""
         kwargs = kwargs or {}
-        if func is not F.linear and func not in _CONVOLUTIONS:
+        if self._opens(func, args, kwargs):
+            with self:
+                return self._opened[func](*args, **kwargs)
+        if func not in self._table:
             return func(*args, **kwargs)
-        options = _arguments(func, args, kwargs)
-        weight = self._position(options.pop("weight"))
-        if weight is None or isinstance(options.get("padding"), str):
+        kind, names = self._table[func]
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        weight, bias = (self._position.get(id(named.get(k))) for k in ("weight", "bias"))
+        positions = [i for i in (weight, bias) if i is not None]
+        if not positions:
             return func(*args, **kwargs)
-        z, b = options.pop("input"), options.pop("bias")
-        return self._call(func, z, weight, self._position(b), b, options)
-
-    def _position(self, t: Tensor | None) -> int | None:
-        return next((i for i, p in enumerate(self.params) if p is t), None)
+        z = kind.input_of(func, named) if torch.is_grad_enabled() else None
+        if z is None:
+            # a first pass of activation checkpointing, or a part that is held constant
+            why = "an option of its layer is not supported"
+            if not torch.is_grad_enabled():
+                why = "it is used where gradients are switched off"
+            self._refuse(positions, why)
+            return func(*args, **kwargs)
+        options = {k: v for k, v in named.items() if k not in (names[0], "weight", "bias")}
+        shape = Size() if named.get("weight") is None else named["weight"].shape
+        return self._call(
+            kind(func, weight, bias, shape, z, z._version, Size(), options), named
+        )
 
 
 @final
-class Duals(_LinearMode):
+class Duals(_LayerMode):
     """Forward mode by hand through layers whose input is data, within the context.
 
     Torch would multiply the tangent of the data, which is zero, with the weight.
@@ -145,31 +122,21 @@ class Duals(_LinearMode):
         self.primals = primals
         self.V = V
 
-    def _call(
-        self,
-        function: Any,
-        z: Tensor,
-        weight: int,
-        bias: int | None,
-        b: Tensor | None,
-        options: dict[str, Any],
-    ) -> Tensor:
-        if z.requires_grad:
-            dual_b = b if bias is None else self.params[bias]
-            out: Tensor = function(z, self.params[weight], dual_b, **options)
+    def _call(self, call: Call, named: dict[str, Any]) -> Tensor:
+        at = {"weight": call.weight, "bias": call.bias}
+        if call.depends or call.weight is None:
+            out: Tensor = call.function(**named)
             return out
         with torch.no_grad():
-            da = function(
-                z, self.V[weight], None if bias is None else self.V[bias], **options
-            )
-        primal_b = b if bias is None else self.primals[bias]
-        a = function(z, self.primals[weight], primal_b, **options)
-        dual: Tensor = forward_ad.make_dual(a, da)
+            c = None if call.bias is None else self.V[call.bias]
+            da = call.jvp(self.V[call.weight], c)
+        primals = {key: self.primals[i] for key, i in at.items() if i is not None}
+        dual: Tensor = forward_ad.make_dual(call.function(**{**named, **primals}), da)
         return dual
 
 
 @final
-class Calls(_LinearMode):
+class Calls(_LayerMode):
     """Notes the calls, for the time of the context.
 
     A call is made with a leaf of its own in place of the parameter, so that its part of a
@@ -178,43 +145,58 @@ class Calls(_LinearMode):
     Attributes:
         calls: The calls so far.
         leaves: Leaves in place of parameters, by the positions of those.
+        refused: Parameters of layers that are called in a way that is not noted, and why.
+
+    Args:
+        params: The parameters, as the model will be handed them.
+        every: Whether norms and embeddings are layers, too, as are those inside of
+            attention and recurrent ones; or only what multiplies matrices.
+        on_gradient: Told the gradient of each output in a backward pass.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
-        super().__init__(params)
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        *,
+        every: bool = False,
+        on_gradient: OnGradient | None = None,
+    ) -> None:
+        super().__init__(params, every=every)
         self.calls: list[Call] = []
         self.leaves: dict[int, Tensor] = {}
+        self.refused: dict[int, str] = {}
+        self._on_gradient = on_gradient
 
-    def _call(
-        self,
-        function: Any,
-        z: Tensor,
-        weight: int,
-        bias: int | None,
-        b: Tensor | None,
-        options: dict[str, Any],
-    ) -> Tensor:
-        b = b if bias is None else self._leaf(bias)
-        a: Tensor = function(z, self._leaf(weight), b, **options)
-        if a.requires_grad:  # not so in the first pass of activation checkpointing
-            a = detached_from_base(a)
-            shape, edge = self.params[weight].shape, get_gradient_edge(a)
-            self.calls.append(
-                Call(weight, bias, shape, z, a.shape, edge, function, options)
-            )
+    def _call(self, call: Call, named: dict[str, Any]) -> Tensor:
+        at = {"weight": call.weight, "bias": call.bias}
+        leaves = {key: self._leaf(i) for key, i in at.items() if i is not None}
+        a = detached_from_base(call.function(**{**named, **leaves}))
+        index, on_gradient = len(self.calls), self._on_gradient
+        self.calls.append(replace(call, shape=a.shape, edge=get_gradient_edge(a)))
+        if on_gradient is not None:
+            a.register_hook(lambda g: on_gradient(index, g.detach()))
         return a
+
+    def _refuse(self, positions: Sequence[int], why: str) -> None:
+        for i in positions:
+            self.refused.setdefault(i, why)
 
     def _leaf(self, i: int) -> Tensor:
         if i not in self.leaves:
             self.leaves[i] = self.params[i].detach().requires_grad_()
         return self.leaves[i]
 
+    def elsewhere(self, outputs: Sequence[Tensor]) -> set[int]:
+        """Positions of the parameters that outputs depend on outside of noted calls."""
+        found = (self._position.get(id(t)) for t in leaves_of(outputs))
+        return {i for i in found if i is not None}
+
     def multiplications(self) -> int:
         """Those of a product forward and back for one datum, in these layers alone.
 
         Where ``z`` is data, neither its tangent nor its gradient is needed.
         """
-        return sum((4 if c.z.requires_grad else 2) * c.multiplications for c in self.calls)
+        return sum((4 if c.depends else 2) * c.multiplications for c in self.calls)
 
     def edges(self) -> list[Any]:
         """Where the gradients with respect to the outputs arrive."""
@@ -230,7 +212,7 @@ class Calls(_LinearMode):
             return [torch.zeros_like(b) for b in v]
         V = [column[0] for column in v]
         pushed = [
-            call.push(V[call.weight], None if call.bias is None else V[call.bias])
+            call.jvp(*(None if i is None else V[i] for i in (call.weight, call.bias)))
             for call in self.calls
         ]
         deltas = torch.autograd.grad(
@@ -268,12 +250,3 @@ def detached_from_base(a: Tensor) -> Tensor:
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
-
-
-_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-
-
-def _arguments(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, with a bias that may be ``None``."""
-    names = _NAMES[:3] if func is F.linear else _NAMES
-    return {"bias": None, **dict(zip(names, args, strict=False)), **kwargs}

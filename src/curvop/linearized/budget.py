@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ MERGED_BYTES = 16 * 2**20
 # Recording takes about as long as this many products.
 REPAYS = 10
 
+Each = TypeVar("Each")
 BatchProduct = Callable[[Blocks], Blocks]  # of one batch, [K, *n_i] -> [K, *n_i]
 
 
@@ -85,16 +87,16 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Generic[Each]):
     """What is kept.
 
     Attributes:
-        batches: The product of each batch.
+        batches: Of each batch.
         nbytes: Bytes beyond parameters and data.
         compile_seconds: Seconds that a compiler took.
     """
 
-    batches: Sequence[BatchProduct]
+    batches: Sequence[Each]
     nbytes: int
     compile_seconds: float = 0.0
 
@@ -106,7 +108,10 @@ def merged(
     if batch_size is None and len(batches) > 1:
         X, y = batches[0]
         saved: dict[int, int] = {}
-        with torch.enable_grad(), noted(saved, besides=held(risk, batches)):
+        with (
+            torch.enable_grad(),
+            saved_by_autograd(saved, besides=storages_in_use(risk, batches)),
+        ):
             risk.predict([p.detach().requires_grad_() for p in risk.parameters.tensors], X)
         bytes_per_row = sum(saved.values()) / risk.data.batch_size(X, y)
         most = min(MERGED_ROWS, int(MERGED_BYTES / max(bytes_per_row, 1)))
@@ -117,26 +122,24 @@ def merged(
 
 
 @contextmanager
-def noted(saved: dict[int, int], besides: set[int]) -> Iterator[None]:
+def saved_by_autograd(saved: dict[int, int], besides: set[int]) -> Iterator[None]:
     """Note the bytes of each storage that autograd saves."""
 
     def note(t: Tensor) -> Tensor:
-        saved.update(storages([t], besides))
+        saved.update(new_storages([t], besides))
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         yield
 
 
-def held(risk: Risk | Predictions, batches: Sequence[Batch]) -> set[int]:
+def storages_in_use(risk: Risk | Predictions, batches: Sequence[Batch]) -> set[int]:
     """Storages of model and data, which exist anyway."""
     tensors = [*risk.parameters.watched, *nested.tensors(list(batches))]
     return {t.untyped_storage().data_ptr() for t in tensors}
 
 
-def storages(tensors: Sequence[Tensor], besides: set[int]) -> dict[int, int]:
+def new_storages(tensors: Sequence[Tensor], besides: set[int]) -> dict[int, int]:
     """Bytes of each storage that is not known yet, by its address."""
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors
-    }
-    return {where: n for where, n in storages.items() if where not in besides}
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return {where: n for where, n in sizes.items() if where not in besides}

@@ -1,22 +1,18 @@
-"""GGN and empirical Fisher in factored form: no pass through the network at all.
+"""GGN and empirical Fisher as ``Jᵀ B J`` with the rows of ``J`` kept: no pass at all.
 
-Where data are independent and a parameter is the weight of linear layers, a row of the
-Jacobian of datum ``n`` is ``Σ_t δ_t ⊗ z_t``: the layer's input ``z`` and the derivative
-``δ`` of the row with respect to its output, summed over positions ``t``. A product is then
-``V z`` and ``Σ_t u_t ⊗ z_t`` for each layer, half of what a pass forward and back takes.
+In the form "rows" they are dense, in the form "factored" as the layers give them, which
+takes half of the multiplications of a pass forward and back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
+from torch.func import vmap
 
 from curvop.derivatives import (
     Aux,
@@ -25,18 +21,32 @@ from curvop.derivatives import (
     DoubleBackward,
     Middle,
     Outputs,
-    at,
+    RiskDifferentiation,
+    TorchFunc,
     chunks,
     gather,
+    some_columns,
 )
-from curvop.layers import Call, Calls
-from curvop.linearized.budget import BatchProduct, Budget, Kept, held, merged, storages
+from curvop.layers import Calls
+from curvop.linearized.budget import (
+    BatchProduct,
+    Budget,
+    Kept,
+    merged,
+    new_storages,
+    storages_in_use,
+)
+from curvop.linearized.layer_rows import LayerRows, rows_of_layers
+from curvop.linearized.row_derivation import as_outputs
+from curvop.linearized.rows import Dense
 from curvop.operators import Blocks
-from curvop.risk import Batch, Parameters
+from curvop.risk import Batch, Parameters, nested
 
 if TYPE_CHECKING:
     from curvop.curvature import CurvatureLinearOperator
 
+# Rows are kept up to this many bytes unless a budget says otherwise.
+ROWS_BYTES = 2**30
 # What streams from memory costs so many times what a matrix product does, per number.
 STREAM = 16
 
@@ -45,170 +55,258 @@ class NotFactorableError(Exception):
     """The curvature has no factored form, or none that pays."""
 
 
+class RowsOfAll(Protocol):
+    """``J`` of ``N`` data with ``R`` rows each, over all parameters."""
+
+    def jvp(self, V: Blocks) -> Tensor:
+        """``J V``, ``[N, R, K]``."""
+
+    def vjp(self, U: Tensor, shapes: Sequence[Size]) -> Blocks:
+        """``Jᵀ U``, ``[K, *n_i]``."""
+
+
+@final
 @dataclass(frozen=True)
-class Factors:
-    """``Jᵀ B J`` of one batch, with the rows ``Σ_t δ_t ⊗ z_t`` of ``J``.
+class SideBySide:
+    """Dense rows over all parameters side by side: one product for all of them.
 
     Attributes:
-        calls: The calls of the layers, with their inputs ``z``.
-        Ds: ``δ`` of each call, ``[N, R, m]`` for ``R`` rows per datum.
-        B: The matrix in the middle for each datum, ``[N, R, R]``.
+        rows: ``[N, R, P]``.
     """
 
-    calls: tuple[Call, ...]
-    Ds: tuple[Tensor, ...]
+    rows: Dense
+
+    def jvp(self, V: Blocks) -> Tensor:
+        """``J V``."""
+        return self.rows.jvp(torch.cat([v.flatten(1) for v in V], 1))
+
+    def vjp(self, U: Tensor, shapes: Sequence[Size]) -> Blocks:
+        """``Jᵀ U``."""
+        flat = self.rows.vjp(U).split([shape.numel() for shape in shapes], 1)
+        return [u.reshape(-1, *shape) for u, shape in zip(flat, shapes, strict=True)]
+
+
+@final
+@dataclass(frozen=True)
+class Sandwich:
+    """``Jᵀ B J`` of one batch.
+
+    Attributes:
+        J: The rows.
+        B: The symmetric matrix in the middle for each datum, ``[N, R, R]``.
+    """
+
+    J: RowsOfAll
     B: Tensor
 
     def product(self, V: Blocks) -> Blocks:
         """``[K, *n_i] -> [K, *n_i]``."""
         with torch.no_grad():
-            sums = [torch.zeros(v.shape, dtype=v.dtype, device=v.device) for v in V]
-            layers = list(zip(self.calls, self.Ds, strict=True))
-            JV = reduce(add, (_push(call, V) @ D.mT for call, D in layers))
-            BJV = JV @ self.B  # [N, K, R]
-            for call, D in layers:
-                _pull(call, BJV @ D, sums)
-            return sums
+            return self.J.vjp(self.B @ self.J.jvp(V), [v.shape[1:] for v in V])
 
-    def tensors(self) -> list[Tensor]:
-        """What is kept."""
-        return [*self.Ds, self.B, *(call.z for call in self.calls)]
+
+@final
+class _Taken(RiskDifferentiation):
+    """What an operator would multiply: the function of one batch, and the middle.
+
+    Handed to an operator as its way to differentiate.
+
+    Args:
+        way: For the Hessian of the loss in the prediction.
+
+    Attributes:
+        f: The function, once it is known.
+        middle: ``(outputs, U) -> (B U, aux)``.
+    """
+
+    name = "rows"
+    f: Differentiable | None = None
+    middle: Middle
+
+    def __init__(self, way: RiskDifferentiation) -> None:
+        self._way = way
+
+    def hessian(
+        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
+    ) -> tuple[Blocks, Aux]:
+        """That of the loss in the prediction, for the middle.
+
+        Raises:
+            NotFactorableError: If the matrix itself is a Hessian.
+        """
+        if self.f is None:
+            raise NotFactorableError("a Hessian has no rows")
+        return self._way.hessian(f, at, V, chunk)
+
+    def sandwich(
+        self,
+        f: Differentiable,
+        at: Parameters,
+        V: Blocks,
+        middle: Middle,
+        chunk: ChunkSize,
+    ) -> tuple[Blocks, Aux]:
+        """Take them, and multiply nothing."""
+        self.f, self.middle = f, middle
+        return V, ()
+
+
+def _taken(
+    op: CurvatureLinearOperator, way: RiskDifferentiation, X: Any, y: Any, v: Blocks
+) -> tuple[Differentiable, Middle]:
+    """The function of one batch and the middle.
+
+    Raises:
+        NotFactorableError: If the matrix has no rows, or several blocks.
+    """
+    if len(op.diagonal_blocks) > 1:
+        raise NotFactorableError("the matrix is block-diagonal")
+    taken = _Taken(way)
+    op.product_by(taken, X, y, v)
+    assert taken.f is not None
+    return taken.f, taken.middle
+
+
+# ------------------------------------------------------------------------ dense rows
+
+
+def rows(
+    op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
+) -> Kept[BatchProduct]:
+    """Keep the rows of the Jacobian, where multiplying them is cheaper than a pass.
+
+    Raises:
+        NotFactorableError: If it is not, or the rows take too much memory.
+    """
+    limit = ROWS_BYTES if budget.memory_budget is None else budget.memory_budget
+    pieces, total = [], 0
+    for X, y in batches:
+        J, B = _dense(op, X, y, v, limit - total)
+        pieces.append(Sandwich(SideBySide(Dense(J)), B).product)
+        total += J.nbytes + B.nbytes
+    return Kept(pieces, total)
+
+
+def _dense(
+    op: CurvatureLinearOperator, X: Any, y: Any, v: Blocks, limit: int
+) -> tuple[Tensor, Tensor]:
+    """The rows of one batch, its data taken one by one, and the middle.
+
+    Raises:
+        NotFactorableError: If the data cannot be told apart, the rows take too much
+            memory, or a pass through the network is cheaper.
+    """
+    f, _ = _taken(op, DoubleBackward(), X, y, v)
+    leaves = op.risk.parameters.leaves()
+    with torch.enable_grad(), leaves as params, Calls(params) as noted:
+        R = sum(o.numel() for o in f(params)[0])
+    data = list(nested.tensors((X, y)))
+    N, P = op.risk.data.batch_size(X, y), op.shape[0]
+    if R % max(N, 1) or any(t.shape[:1] != (N,) for t in data):
+        raise NotFactorableError("data and rows do not belong together")
+    if N * noted.multiplications() <= 2 * STREAM * R * P:
+        raise NotFactorableError("a pass through the network is cheaper")
+    if R * P * v[0].itemsize > limit:
+        raise NotFactorableError("the rows take too much memory")
+    way = TorchFunc(is_vectorised=True)
+
+    def of_datum(*datum: Tensor) -> tuple[Blocks, Tensor]:
+        parts = iter(datum)
+        x, target = nested.map_tensors(lambda _: next(parts)[None], (X, y))
+        f, middle = _taken(op, way, x, target, v)
+        B: list[Tensor] = []
+
+        def rows(outputs: Outputs) -> Blocks:
+            units = _units(outputs, 1)
+            B.append(torch.cat([w.flatten(1) for w in middle(outputs, units)[0]], 1))
+            return units
+
+        J = way.vjp(f, op.risk.parameters, rows, None)
+        return J, B[0]
+
+    with torch.no_grad():
+        J, B = vmap(of_datum)(*data)
+    return torch.cat([j.flatten(2) for j in J], 2), B
+
+
+# -------------------------------------------------------------------- rows of layers
 
 
 def factored(
     op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
-) -> Kept:
-    """Keep the factors of each layer, where they take fewer multiplications.
+) -> Kept[BatchProduct]:
+    """Keep the rows as the layers give them, where they take fewer multiplications.
 
     Raises:
-        NotFactorableError: If there are none, or they take more or too much memory.
+        NotFactorableError: If they do not, or take too much memory.
     """
-    if len(op.diagonal_blocks) > 1:
-        raise NotFactorableError("the matrix is block-diagonal")
     pieces: list[BatchProduct] = []
-    seen, total = held(op.risk, batches), 0
+    seen, total = storages_in_use(op.risk, batches), 0
     for X, y in merged(op.risk, batches, budget.batch_size):
-        way = Factoring()
-        op.product_by(way, X, y, v)
-        assert way.factors is not None
-        new = storages(way.factors.tensors(), besides=seen)
+        J, B = _of_layers(op, X, y, v)
+        new = new_storages([*J.tensors, B], besides=seen)
         seen |= new.keys()
         total += sum(new.values())
         if not budget.allows(total):
             raise NotFactorableError("the factors take too much memory")
-        pieces.append(_in_chunks(way.factors.product, op.chunk_size))
+        pieces.append(_in_chunks(Sandwich(J, B).product, op.chunk_size))
     return Kept(pieces, total)
 
 
 def _in_chunks(product: BatchProduct, chunk: ChunkSize) -> BatchProduct:
     def piece(V: Blocks) -> Blocks:
         K = V[0].shape[0]
-        return gather((product(at(V, c)) for c in chunks(K, chunk)), K)
+        return gather((product(some_columns(V, c)) for c in chunks(K, chunk)), K)
 
     return piece
 
 
-class Factoring:
-    """Finds the factors of one batch: handed to an operator as its way to differentiate.
-
-    The factors are what is wanted; what the operator gets is their product.
-    """
-
-    name = "factored"
-
-    def __init__(self) -> None:
-        self.factors: Factors | None = None
-
-    def hessian(
-        self, f: Differentiable, at_: Parameters, V: Blocks, chunk: ChunkSize
-    ) -> tuple[Blocks, Aux]:
-        """That of the loss in the prediction, for the middle."""
-        return DoubleBackward().hessian(f, at_, V, chunk)
-
-    def sandwich(
-        self,
-        f: Differentiable,
-        at_: Parameters,
-        V: Blocks,
-        middle: Middle,
-        chunk: ChunkSize,
-    ) -> tuple[Blocks, Aux]:
-        """Find the factors.
-
-        Raises:
-            NotFactorableError: If there are none, or a pass through the network is cheaper.
-        """
-        with torch.enable_grad(), at_.leaves() as params:
-            with Calls(params) as noted:
-                outputs, on_the_way = f(params)
-            N, R = _check(noted, outputs)
-            (output,) = outputs
-            # row r of every datum at once: data are independent
-            rows = torch.eye(R, dtype=output.dtype, device=output.device)
-            rows = rows.view(R, 1, *output.shape[1:]).expand(R, *output.shape)
-            edges = noted.edges()
-            deltas = [
-                torch.autograd.grad(output, edges, e, retain_graph=True) for e in rows
-            ]
-        Ds = tuple(
-            torch.stack([d.flatten(1) for d in ds], 1) for ds in zip(*deltas, strict=True)
-        )
-        (E,), aux = middle((output.detach(),), [rows])
-        B = E.reshape(R, N, R).movedim(1, 0)  # symmetric
-        calls = tuple(replace(call, z=call.z.detach(), edge=None) for call in noted.calls)
-        self.factors = Factors(calls, Ds, B.contiguous())
-        return self.factors.product(V), (*on_the_way, *aux)
-
-
-def _check(noted: Calls, outputs: Outputs) -> tuple[int, int]:
-    """Number of data and of rows per datum.
+def _of_layers(
+    op: CurvatureLinearOperator, X: Any, y: Any, v: Blocks
+) -> tuple[LayerRows, Tensor]:
+    """The rows of one batch, all data at once, and the middle.
 
     Raises:
-        NotFactorableError: If the model is not made of linear layers over independent data
-            (as far as shapes tell: values are compared later), or has too many rows.
+        NotFactorableError: If there are none, or a pass through the network is cheaper.
     """
-    used = {i for call in noted.calls for i in (call.weight, call.bias)}
-    if used - {None} != set(range(len(noted.params))):
+    f, middle = _taken(op, DoubleBackward(), X, y, v)
+    with torch.enable_grad(), op.risk.parameters.leaves() as params:
+        with Calls(params, every=True) as noted:
+            outputs, _ = f(params)
+        N = _check(noted, outputs)
+        units = _units(outputs, N)
+        J = rows_of_layers(noted.calls, outputs, units, N)
+        (E,), _ = middle((outputs[0].detach(),), units)
+    B = E.reshape(len(E), N, -1).movedim(1, 0)  # symmetric
+    return J, B.contiguous()
+
+
+def _check(noted: Calls, outputs: Outputs) -> int:
+    """Number of data.
+
+    Raises:
+        NotFactorableError: If the model is not made of layers over independent data (as
+            far as shapes tell: values are compared later), or has too many rows.
+    """
+    used = {i for call in noted.calls for i in call.positions}
+    if used != set(range(len(noted.params))):
         raise NotFactorableError("some parameters do not belong to linear layers")
     if len({p.dtype for p in noted.params}) > 1:
         raise NotFactorableError("the parameters have several types")
     if len(outputs) != 1 or outputs[0].ndim == 0 or not outputs[0].requires_grad:
         raise NotFactorableError("the rows are not one tensor with the data leading")
     N = outputs[0].shape[0]
-    if any(call.z.shape[:1] != (N,) or call.shape[:1] != (N,) for call in noted.calls):
+    if any(call.leading != N or call.mixes_data for call in noted.calls):
         raise NotFactorableError("the layers do not have the data leading")
     R = outputs[0].numel() // max(N, 1)
     factored = sum(2 * c.multiplications + 2 * STREAM * R * c.size for c in noted.calls)
     if factored >= noted.multiplications():
         raise NotFactorableError("a pass through the network is cheaper")
-    return N, R
+    return N
 
 
-def _push(call: Call, V: Blocks) -> Tensor:
-    """``V z + c`` for ``K`` columns, ``[N, K, m]``."""
-    W = V[call.weight]
-    c = None if call.bias is None else V[call.bias]
-    K, N = W.shape[0], call.z.shape[0]
-    if call.function is F.linear:  # one product for all columns
-        out: Tensor = F.linear(call.z, W.flatten(0, 1), None if c is None else c.flatten())
-        out = out.unflatten(-1, (K, W.shape[1])).movedim(-2, 1)
-        return out.reshape(N, K, -1)  # [N, K, *t, o]
-    columns = [call.push(W[k], None if c is None else c[k]) for k in range(K)]
-    return torch.stack(columns, 1).flatten(2)
-
-
-def _pull(call: Call, U: Tensor, sums: Blocks) -> None:
-    """Add ``Σ u ⊗ z`` for ``u`` ``[N, K, m]`` to the weight, ``Σ u`` to the bias."""
-    U = U.unflatten(2, call.shape[1:])
-    W = sums[call.weight]
-    if call.function is F.linear:
-        z = call.z.reshape(-1, call.z.shape[-1])
-        columns = U.movedim(1, -2).flatten(-2).flatten(0, -2)  # [N·t, K·o]
-        W.view(-1, z.shape[1]).addmm_(columns.T, z)
-        over = [i for i in range(U.ndim - 1) if i != 1]
-    else:
-        for k, total in enumerate(W):
-            total += call.outer(U[:, k], total)
-        over = [i for i in range(U.ndim) if i not in (1, 2)]
-    if call.bias is not None:
-        sums[call.bias] += U.sum(over)
+def _units(outputs: Outputs, N: int) -> Blocks:
+    """Row ``r`` of each of ``N`` data at once, ``[R, *m_i]`` for the outputs."""
+    R = sum(o.numel() for o in outputs) // max(N, 1)
+    eye = torch.eye(R, dtype=outputs[0].dtype, device=outputs[0].device)
+    return as_outputs(eye[:, None].expand(R, N, R), outputs)

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
-from curvop.autograd import gradient, pull, pullback
+from curvop.autograd import column_vjp, gradient, graph_vjp
 from curvop.derivatives import (
     Aux,
     ChunkSize,
-    Cotangents,
     Differentiable,
-    Middle,
+    Linearization,
+    OnOneGraph,
     Outputs,
     apply_each,
     only_tensor,
 )
-from curvop.linearized.budget import BatchProduct, Budget, Kept, held, noted
+from curvop.linearized.budget import (
+    BatchProduct,
+    Budget,
+    Kept,
+    saved_by_autograd,
+    storages_in_use,
+)
 from curvop.operators import Blocks
-from curvop.risk import Batch, Parameters, in_graph
+from curvop.risk import Batch, Parameters, Predictions, Risk, in_graph
 
 if TYPE_CHECKING:
     from curvop.curvature import CurvatureLinearOperator
 
 
-class KeptGraph:
+@final
+class KeptGraph(OnOneGraph):
     """The derivatives of one batch, whose graphs are built at the first product.
 
     A product asks for the same derivatives in the same order each time; the graphs are
@@ -62,39 +71,19 @@ class KeptGraph:
 
         with torch.enable_grad(), at.leaves() as params:
             g, leaves, aux = self._once(build)
-            return apply_each(lambda v: pull(g, leaves, v), V), aux
+            return apply_each(lambda v: column_vjp(g, leaves, v), V), aux
 
-    def sandwich(
-        self,
-        f: Differentiable,
-        at: Parameters,
-        V: Blocks,
-        middle: Middle,
-        chunk: ChunkSize,
-    ) -> tuple[Blocks, Aux]:
+    @contextmanager
+    def linear(self, f: Differentiable, at: Parameters) -> Iterator[Linearization]:
         """``J v`` by transposing the graph of ``u ↦ Jᵀ u``, ``Jᵀ`` by reverse mode."""
         with torch.enable_grad(), at.leaves() as params:
-            outputs, u, Jt_u, leaves, on_the_way = self._once(
-                lambda: _both_ways(f, at, params)
+            outputs, u, Jt_u, leaves, aux = self._once(lambda: _both_ways(f, at, params))
+            yield Linearization(
+                outputs,
+                aux,
+                jvp=lambda V: apply_each(lambda v: column_vjp(Jt_u, u, v), V),
+                vjp=lambda U: apply_each(lambda u: column_vjp(outputs, leaves, u), U),
             )
-            U = apply_each(lambda v: pull(Jt_u, u, v), V)
-            W, aux = middle(tuple(o.detach() for o in outputs), U)
-            product = apply_each(lambda w: pull(outputs, leaves, w), W)
-            return product, (*on_the_way, *aux)
-
-    def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
-        """``J v`` by transposing the graph of ``u ↦ Jᵀ u``."""
-        with torch.enable_grad(), at.leaves() as params:
-            _, u, Jt_u, *_ = self._once(lambda: _both_ways(f, at, params))
-            return apply_each(lambda v: pull(Jt_u, u, v), V)
-
-    def vjp(
-        self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
-    ) -> Blocks:
-        """``Jᵀ u`` by reverse mode on the same graph."""
-        with torch.enable_grad(), at.leaves() as params:
-            outputs, _, _, leaves, _ = self._once(lambda: _both_ways(f, at, params))
-            return apply_each(lambda u: pull(outputs, leaves, u), U(outputs))
 
 
 def _both_ways(
@@ -104,50 +93,60 @@ def _both_ways(
     outputs, on_the_way = f(params)
     in_graph(outputs, at)
     u = tuple(torch.zeros_like(o).requires_grad_() for o in outputs)
-    Jt_u = pullback(outputs, params, u, create_graph=True, keep=True)
+    Jt_u = graph_vjp(outputs, params, u, create_graph=True, keep=True)
     return outputs, u, Jt_u, params, on_the_way
+
+
+def kept_graphs(
+    risk: Risk | Predictions,
+    batches: Sequence[Batch],
+    budget: Budget,
+    run: Callable[[KeptGraph, Any, Any], object],
+) -> Kept[KeptGraph | None]:
+    """The graph of each batch, built by a product; ``None`` where it may not be kept."""
+    found: list[KeptGraph | None] = []
+    besides, total = storages_in_use(risk, batches), 0
+    for X, y in batches:
+        saved: dict[int, int] = {}
+        graph = KeptGraph()
+        with saved_by_autograd(saved, besides=besides):
+            run(graph, X, y)
+        fits = budget.allows(total + sum(saved.values()))
+        total += sum(saved.values()) if fits else 0
+        found.append(graph if fits else None)
+    return Kept(found, total)
 
 
 def graphs(
     op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
-) -> Kept:
+) -> Kept[BatchProduct]:
     """Double backward with autograd's graphs kept, as far as the budget allows."""
-    pieces: list[BatchProduct] = []
-    total = 0
-    besides = held(op.risk, batches)
-    for X, y in batches:
-        saved: dict[int, int] = {}
-        piece = _graph_piece(op, X, y, KeptGraph())
-        with noted(saved, besides=besides):
-            piece(v)
-        if not budget.allows(total + sum(saved.values())):
-            piece = _scratch_piece(op, X, y)
-        else:
-            total += sum(saved.values())
-        pieces.append(piece)
-    return Kept(pieces, total)
 
-
-def _graph_piece(
-    op: CurvatureLinearOperator, X: Any, y: Any, kept: KeptGraph
-) -> BatchProduct:
-    def piece(V: Blocks) -> Blocks:
+    def multiply(graph: KeptGraph, X: Any, y: Any, V: Blocks) -> Blocks:
         with op.risk.context():
-            return kept.product(lambda: op.product_by(kept, X, y, V))
+            return graph.product(lambda: op.product_by(graph, X, y, V))
 
-    return piece
-
-
-def _scratch_piece(op: CurvatureLinearOperator, X: Any, y: Any) -> BatchProduct:
-    def piece(V: Blocks) -> Blocks:
-        with op.risk.context():
-            return op.batch_product(X, y, V)[1][0]
-
-    return piece
+    kept = kept_graphs(
+        op.risk, batches, budget, lambda graph, X, y: multiply(graph, X, y, v)
+    )
+    pairs = zip(kept.batches, batches, strict=True)
+    products = [
+        _from_scratch(op, X, y) if graph is None else partial(multiply, graph, X, y)
+        for graph, (X, y) in pairs
+    ]
+    return Kept(products, kept.nbytes)
 
 
 def scratch(
     op: CurvatureLinearOperator, batches: Sequence[Batch], v: Blocks, budget: Budget
-) -> Kept:
+) -> Kept[BatchProduct]:
     """The operator's own products, with nothing kept."""
-    return Kept([_scratch_piece(op, X, y) for X, y in batches], 0)
+    return Kept([_from_scratch(op, X, y) for X, y in batches], 0)
+
+
+def _from_scratch(op: CurvatureLinearOperator, X: Any, y: Any) -> BatchProduct:
+    def product(V: Blocks) -> Blocks:
+        with op.risk.context():
+            return op.batch_product(X, y, V)[1][0]
+
+    return product

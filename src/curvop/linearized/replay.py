@@ -13,7 +13,7 @@ from torch import Tensor, fx, vmap
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from curvop.derivatives import apply_each, at, gather, is_refusal
+from curvop.derivatives import apply_each, gather, is_refusal, some_columns
 from curvop.linearized.rewriting import fuse
 from curvop.linearized.tracing import Call, Recording, simplify
 from curvop.operators import Blocks, differ
@@ -82,7 +82,7 @@ class Replay:
         parts = [slice(k, k + self._chunk) for k in range(0, full, self._chunk)]
         parts += [slice(k, k + 1) for k in range(full, K)]
         with torch.no_grad():
-            return gather((self._some(kept, _alone(at(V, c))) for c in parts), K)
+            return gather((self._some(kept, _alone(some_columns(V, c))) for c in parts), K)
 
     def _some(self, kept: Sequence[Tensor], V: Blocks) -> Blocks:
         K = V[0].shape[0]

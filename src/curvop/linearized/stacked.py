@@ -11,28 +11,26 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from curvop.curvature import Form, JacobianLinearOperator
-from curvop.derivatives import is_refusal
-from curvop.linearized.budget import BatchProduct, Budget, held, merged, noted, storages
-from curvop.linearized.graphs import KeptGraph
-from curvop.linearized.replay import Replay
-from curvop.linearized.tracing import record
-from curvop.linearized.verification import verify, verify_columns, warn_not_kept
+from curvop.linearized.budget import BatchProduct, Budget
+from curvop.linearized.graphs import KeptGraph, kept_graphs
+from curvop.linearized.recorded import replays, vector
+from curvop.linearized.verification import first_right, verify, verify_columns
 from curvop.operators import Blocks, probe, tolerance
-from curvop.risk import TURN, nested
+from curvop.risk import TURN, Batch
 
 
 @dataclass(frozen=True)
-class RowsOfBatch:
+class JacobianOfBatch:
     """The Jacobian of one batch.
 
     Attributes:
-        push: ``J V``, ``[K, *n_i] -> [K, R]``.
-        pull: ``Jᵀ U``, ``[K, R] -> [K, *n_i]``.
+        jvp: ``J V``, ``[K, *n_i] -> [K, R]``.
+        vjp: ``Jᵀ U``, ``[K, R] -> [K, *n_i]``.
         rows: Number ``R`` of rows.
     """
 
-    push: Callable[[Blocks], Tensor]
-    pull: Callable[[Tensor], Blocks]
+    jvp: Callable[[Blocks], Tensor]
+    vjp: Callable[[Tensor], Blocks]
     rows: int
 
 
@@ -48,22 +46,22 @@ class Stacked:
         travels: No product costs a collective.
     """
 
-    batches: tuple[RowsOfBatch, ...]
+    batches: tuple[JacobianOfBatch, ...]
     nbytes: int = 0
     compile_seconds: float = 0.0
     travels: bool = False
 
     def multiply(self, V: Blocks) -> Blocks:
         """``J V``, ``[K, N·C]``."""
-        return [torch.cat([batch.push(V) for batch in self.batches], 1)]
+        return [torch.cat([batch.jvp(V) for batch in self.batches], 1)]
 
     def multiply_transposed(self, U: Blocks) -> Blocks:
         """``Jᵀ U``."""
         parts = U[0].flatten(1).split([batch.rows for batch in self.batches], 1)
         first, *others = zip(self.batches, parts, strict=True)
-        sums = [b.to(U[0].dtype, copy=True) for b in first[0].pull(first[1])]
+        sums = [b.to(U[0].dtype, copy=True) for b in first[0].vjp(first[1])]
         for batch, u in others:
-            for total, part in zip(sums, batch.pull(u), strict=True):
+            for total, part in zip(sums, batch.vjp(u), strict=True):
                 total += part
         return sums
 
@@ -72,14 +70,15 @@ def first_form(J: JacobianLinearOperator, budget: Budget) -> tuple[Form, Stacked
     """The cheapest form that gives the right products."""
     J = J.with_kernels_of_its_way()
     with J.risk.context():
-        inputs = [X for X, _ in J.risk.data.batches("linearize")]
-        scratch = _scratch(J, inputs)
-        v, u = _probes(J)
+        batches = [(X, None) for X, _ in J.risk.data.batches("linearize")]
+        scratch = _scratch(J, batches)
+        v = probe([p.detach()[None] for p in J.risk.parameters.tensors])
+        u = probe([torch.empty(1, J.shape[0], dtype=J.dtype, device=J.device)])
         right = scratch.multiply(v), scratch.multiply_transposed(u)
         if not any(bool(b.any()) for b in right[1]):
             J.risk.check_dependence()
 
-        def checked(products: Stacked) -> Stacked:
+        def check(products: Stacked) -> None:
             rounding = max(tolerance(J.dtype), 10 * (J.relative_error or 0.0))
             for multiply, w, Aw in (
                 (products.multiply, v, right[0]),
@@ -88,126 +87,74 @@ def first_form(J: JacobianLinearOperator, budget: Budget) -> tuple[Form, Stacked
                 one = multiply(w)
                 verify(one, Aw, rounding)
                 verify_columns(one, multiply, w, rounding)
-            return products
 
-        if budget.compiler or (budget.pays_recording and J.risk.parameters.functional):
-            try:
-                return "recorded", checked(_recorded(J, inputs, budget))
-            except Exception as error:
-                if budget.compiler or not is_refusal(error):
-                    raise
-                warn_not_kept("recorded", error)
-        try:
-            return "graphs", checked(_graphs(J, inputs, budget))
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            if J.relative_error is None:
-                warn_not_kept("graphs", error)
-        return "scratch", checked(scratch)
+        forms: dict[Form, Callable[[], Stacked]] = {
+            "recorded": lambda: _recorded(J, batches, budget),
+            "graphs": lambda: _graphs(J, batches, budget),
+            "scratch": lambda: scratch,
+        }
+        if budget.compiler is not None:
+            forms = {"recorded": forms["recorded"]}
+        elif not (budget.pays_recording and J.risk.parameters.functional):
+            del forms["recorded"]
+        return first_right(
+            list(forms.items()), check, is_rough=J.relative_error is not None
+        )
 
 
-def _probes(J: JacobianLinearOperator) -> tuple[Blocks, Blocks]:
-    """A vector of each space, one column."""
-    v = probe([p.detach()[None] for p in J.risk.parameters.tensors])
-    u = probe([torch.empty(1, J.shape[0], dtype=J.dtype, device=J.device)])
-    return v, u
-
-
-def _recorded(J: JacobianLinearOperator, inputs: Sequence[Any], budget: Budget) -> Stacked:
+def _recorded(
+    J: JacobianLinearOperator, batches: Sequence[Batch], budget: Budget
+) -> Stacked:
     """Both products recorded together: they share what does not depend on a vector."""
-    pairs = merged(J.risk, [(X, None) for X in inputs], budget.batch_size)
-    params = [p.detach() for p in J.risk.parameters.tensors]
-    known: dict[Any, tuple[Replay, Replay, int]] = {}
-    batches: list[RowsOfBatch] = []
-    seen = held(J.risk, pairs)
-    total, seconds = 0, 0.0
-    for X, _ in pairs:
-        data = list(nested.tensors(X))
-        key = (nested.structure(X), tuple((t.shape, t.dtype) for t in data))
-        is_new = key not in known
-        if is_new:
-            known[key] = _record(J, X, params, data, budget.compiler)
-        push, pull, rows = known[key]
-        static = (*params, *data)
-        kept = push.prepare(static)
-        if is_new and budget.compiler is not None:
-            seconds += push.warm_up(kept, probe([p[None] for p in params]))
-            seconds += pull.warm_up(kept, [kept[0].new_zeros(1, rows)])
-        new = storages(kept, besides=seen)
-        if budget.allows(total + sum(new.values())):
-            seen |= new.keys()
-            total += sum(new.values())
-            batches.append(_replayed(push.with_kept(kept), pull.with_kept(kept), rows))
-        else:
-            both = push.from_scratch(static), pull.from_scratch(static)
-            batches.append(_replayed(*both, rows))
-    return Stacked(tuple(batches), total, seconds)
 
+    def vectors(X: Any) -> list[Blocks]:
+        return [vector(J.risk), probe([J.risk.predicted(X).flatten()])]
 
-def _record(
-    J: JacobianLinearOperator,
-    X: Any,
-    params: list[Tensor],
-    data: list[Tensor],
-    compiler: str | None,
-) -> tuple[Replay, Replay, int]:
-    """``J v`` and ``Jᵀ u`` of one batch as functions of parameters, data and vector."""
-    n, d = len(params), len(data)
-    moving = [b[0] for b in probe([p[None] for p in params])]
-    with torch.no_grad():
-        output = J.risk.predict(params, X)
-    u = probe([output.flatten()])
-
-    def product(*tensors: Tensor) -> list[list[Tensor]]:
-        fresh = iter(tensors[n : n + d])
-        inputs = nested.map_tensors(lambda _: next(fresh), X)
-        v, u = tensors[n + d : -1], tensors[-1]
+    def products(
+        params: Sequence[Tensor], X: Any, _: Any, vectors: list[Blocks]
+    ) -> list[Blocks]:
+        v, (u,) = vectors
 
         def predict(*p: Tensor) -> Tensor:
-            return J.risk.predict(p, inputs).flatten()
+            return J.risk.predict(p, X).flatten()
 
         with TURN:
-            _, Jv = jvp(predict, tensors[:n], v)  # type: ignore[misc]
-        _, pull = vjp(predict, *tensors[:n])  # type: ignore[misc]
-        return [[Jv], list(pull(u))]
+            _, Jv = jvp(predict, tuple(params), tuple(v))  # type: ignore[misc]
+        _, vjp_fn = vjp(predict, *params)  # type: ignore[misc]
+        return [[Jv], list(vjp_fn(u))]
 
-    recordings = record(product, [*params, *data], moving, u)
-    push, pull = (Replay(recording, compiler) for recording in recordings)
-    return push, pull, output.numel()
-
-
-def _replayed(push: BatchProduct, pull: BatchProduct, rows: int) -> RowsOfBatch:
-    return RowsOfBatch(lambda V: push(V)[0], lambda U: pull([U]), rows)
+    kept = replays(J.risk, batches, budget, vectors, products)
+    rows = tuple(_replayed(*each) for each in kept.batches)
+    return Stacked(rows, kept.nbytes, kept.compile_seconds)
 
 
-def _graphs(J: JacobianLinearOperator, inputs: Sequence[Any], budget: Budget) -> Stacked:
+def _replayed(products: Sequence[BatchProduct], vectors: list[Blocks]) -> JacobianOfBatch:
+    forward, back = products
+    return JacobianOfBatch(
+        lambda V: forward(V)[0], lambda U: back([U]), vectors[1][0].numel()
+    )
+
+
+def _graphs(J: JacobianLinearOperator, batches: Sequence[Batch], budget: Budget) -> Stacked:
     """Autograd's graphs, as far as the budget allows."""
-    batches: list[RowsOfBatch] = []
-    besides, total = held(J.risk, [(X, None) for X in inputs]), 0
-    for X in inputs:
-        saved: dict[int, int] = {}
-        kept: KeptGraph | None = KeptGraph()
-        with noted(saved, besides=besides):
-            (out,) = _once(J, X, kept, probe([p[None] for p in J.risk.parameters.tensors]))
-        if budget.allows(total + sum(saved.values())):
-            total += sum(saved.values())
-        else:
-            kept = None
-        batches.append(_graph_batch(J, X, kept, out.numel()))
-    return Stacked(tuple(batches), total)
+    v = probe([p[None] for p in J.risk.parameters.tensors])
+    kept = kept_graphs(J.risk, batches, budget, lambda graph, X, _: _jvp(J, X, graph, v))
+    pairs = zip(batches, kept.batches, strict=True)
+    return Stacked(tuple(_on_graph(J, X, graph) for (X, _), graph in pairs), kept.nbytes)
 
 
-def _graph_batch(
-    J: JacobianLinearOperator, X: Any, kept: KeptGraph | None, rows: int
-) -> RowsOfBatch:
-    def push(V: Blocks) -> Tensor:
+def _on_graph(
+    J: JacobianLinearOperator, X: Any, graph: KeptGraph | None
+) -> JacobianOfBatch:
+    """With a graph that is kept, or one for this time."""
+
+    def forward(V: Blocks) -> Tensor:
         with J.risk.context():
-            return _once(J, X, kept, V)[0].flatten(1)
+            return _jvp(J, X, graph or KeptGraph(), V)
 
-    def pull(U: Tensor) -> Blocks:
+    def back(U: Tensor) -> Blocks:
         with J.risk.context():
-            way = kept or KeptGraph()
+            way = graph or KeptGraph()
 
             def cotangents(outputs: tuple[Tensor, ...]) -> Blocks:
                 return [U.reshape(-1, *outputs[0].shape).to(outputs[0].dtype)]
@@ -217,30 +164,28 @@ def _graph_batch(
                 lambda: way.vjp(f, J.risk.parameters, cotangents, J.chunk_size)
             )
 
-    return RowsOfBatch(push, pull, rows)
+    return JacobianOfBatch(forward, back, J.risk.predicted(X).numel())
 
 
-def _once(J: JacobianLinearOperator, X: Any, kept: KeptGraph | None, V: Blocks) -> Blocks:
-    """``J V`` of one batch, with a graph that is kept or one for this time."""
-    way = kept or KeptGraph()
+def _jvp(J: JacobianLinearOperator, X: Any, way: KeptGraph, V: Blocks) -> Tensor:
+    """``J V`` of one batch, ``[K, R]``."""
     f = J.risk.function(X)
-    return way.product(lambda: way.jvp(f, J.risk.parameters, V, J.chunk_size))
+    (out,) = way.product(lambda: way.jvp(f, J.risk.parameters, V, J.chunk_size))
+    return out.flatten(1)
 
 
-def _scratch(J: JacobianLinearOperator, inputs: Sequence[Any]) -> Stacked:
+def _scratch(J: JacobianLinearOperator, batches: Sequence[Batch]) -> Stacked:
     """The operator's own products, with nothing kept."""
 
-    def batch(X: Any) -> RowsOfBatch:
-        rows = J.risk.predicted(X).numel()
-
-        def push(V: Blocks) -> Tensor:
+    def of_batch(X: Any) -> JacobianOfBatch:
+        def forward(V: Blocks) -> Tensor:
             with J.risk.context():
                 return J.batch_jvp(X, V)
 
-        def pull(U: Tensor) -> Blocks:
+        def back(U: Tensor) -> Blocks:
             with J.risk.context():
                 return J.batch_vjp(X, U)
 
-        return RowsOfBatch(push, pull, rows)
+        return JacobianOfBatch(forward, back, J.risk.predicted(X).numel())
 
-    return Stacked(tuple(batch(X) for X in inputs))
+    return Stacked(tuple(of_batch(X) for X, _ in batches))

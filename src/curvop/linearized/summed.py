@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -12,17 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature import CurvatureLinearOperator, Form
-from curvop.derivatives import is_refusal
 from curvop.linearized.budget import BatchProduct, Budget, Kept
-from curvop.linearized.factored import factored
+from curvop.linearized.factored import factored, rows
 from curvop.linearized.graphs import graphs, scratch
 from curvop.linearized.recorded import recorded
-from curvop.linearized.rows import rows
-from curvop.linearized.verification import verify, verify_columns, warn_not_kept
+from curvop.linearized.verification import first_right, verify, verify_columns
 from curvop.operators import Blocks, probe, refuse_not_finite, tolerance
 from curvop.risk import Batch, Risk, all_reduce, failing_together
 
-FORMS: dict[Form, Callable[..., Kept]] = {
+FORMS: dict[Form, Callable[..., Kept[BatchProduct]]] = {
     "rows": rows,
     "factored": factored,
     "recorded": recorded,
@@ -42,7 +41,7 @@ class Summed:
         Z: Its divisor.
     """
 
-    kept: Kept
+    kept: Kept[BatchProduct]
     risk: Risk
     Z: Tensor
 
@@ -107,7 +106,7 @@ def _kept(
     v: Blocks,
     budget: Budget,
     right: Sequence[Tensor],
-) -> tuple[Form, Kept]:
+) -> tuple[Form, Kept[BatchProduct]]:
     rounding = tolerance(*(p.dtype for p in op.risk.parameters.tensors))
     rounding = max(rounding, 10 * (op.relative_error or 0.0))
     forms: tuple[Form, ...] = ("graphs", "scratch")
@@ -115,21 +114,11 @@ def _kept(
         forms = ("rows", "factored", "recorded", *forms)
     if budget.compiler is not None:
         forms = ("recorded",)
-    for form in forms:
-        try:
-            kept = FORMS[form](op, batches, v, budget)
-            _check(kept.batches, v, right, rounding)
-            return form, kept
-        except Exception as error:
-            if len(forms) == 1 or form == "scratch":
-                raise
-            if form in ("rows", "factored"):
-                continue  # a matter of speed only
-            if not is_refusal(error):
-                raise
-            if form == "recorded" or op.relative_error is None:
-                warn_not_kept(form, error)
-    raise AssertionError  # the last form returns or raises
+    return first_right(
+        [(form, partial(FORMS[form], op, batches, v, budget)) for form in forms],
+        lambda kept: _check(kept.batches, v, right, rounding),
+        is_rough=op.relative_error is not None,
+    )
 
 
 def _check(

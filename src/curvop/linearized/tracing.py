@@ -7,11 +7,11 @@ for each product, and it is linear.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +21,14 @@ from torch.func import functionalize, jvp, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from curvop.derivatives import Aux, ChunkSize, Differentiable, Middle, hessian_map
+from curvop.derivatives import (
+    Aux,
+    ChunkSize,
+    Differentiable,
+    Linearization,
+    OnOneGraph,
+    hessian_map,
+)
 from curvop.linearized.rewriting import alike, rewrite
 from curvop.operators import Blocks
 from curvop.risk import TURN, Parameters
@@ -30,7 +37,8 @@ Call = Callable[..., list[Tensor]]
 aten = torch.ops.aten
 
 
-class Recordable:
+@final
+class Recordable(OnOneGraph):
     """One column by compositions that ``make_fx`` records as a graph of plain tensors."""
 
     name = "recorded"
@@ -47,22 +55,26 @@ class Recordable:
         multiply, aux = hessian_map(f, at.tensors)
         return [b[None] for b in multiply(*(b[0] for b in V))], aux
 
-    def sandwich(
-        self,
-        f: Differentiable,
-        at: Parameters,
-        V: Blocks,
-        middle: Middle,
-        chunk: ChunkSize,
-    ) -> tuple[Blocks, Aux]:
-        """Forward, middle, backward; the primal that they share is merged later."""
-        with TURN:
-            outputs, U, on_the_way = jvp(  # type: ignore[misc]
-                lambda *p: f(p), at.tensors, tuple(b[0] for b in V), has_aux=True
-            )
-        W, aux = middle(outputs, [u[None] for u in U])
-        _, pull = vjp(lambda *p: f(p)[0], *at.tensors)  # type: ignore[misc]
-        return [b[None] for b in pull(tuple(w[0] for w in W))], (*on_the_way, *aux)
+    @contextmanager
+    def linear(self, f: Differentiable, at: Parameters) -> Iterator[Linearization]:
+        """Forward and reverse mode; the primal that they share is merged later."""
+
+        def push(V: Blocks) -> Blocks:
+            with TURN:
+                _, Jv = jvp(  # type: ignore[misc]
+                    lambda *p: f(p)[0], at.tensors, tuple(b[0] for b in V)
+                )
+            return [b[None] for b in Jv]
+
+        outputs, vjp_fn, aux = vjp(  # type: ignore[misc]
+            lambda *p: f(p), *at.tensors, has_aux=True
+        )
+        yield Linearization(
+            outputs,
+            aux,
+            jvp=push,
+            vjp=lambda U: [b[None] for b in vjp_fn(tuple(u[0] for u in U))],
+        )
 
 
 @dataclass(frozen=True)
@@ -113,11 +125,6 @@ class _RecordableLdexp(TorchFunctionMode):
             x, n = args
             return x * 2.0**n
         return func(*args, **(kwargs or {}))
-
-
-def bind(parameters: Parameters, tensors: Sequence[Tensor]) -> Parameters:
-    """The same parameters with other values."""
-    return dataclasses.replace(parameters, tensors=tuple(tensors))
 
 
 def simplify(graph: fx.GraphModule) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from curvop.curvature import check_columns
-from curvop.derivatives import first_line
+from curvop.curvature import Form, check_columns
+from curvop.derivatives import first_line, is_refusal
 from curvop.operators import Blocks
+
+Products = TypeVar("Products")
 
 
 def verify(got: Sequence[Tensor], right: Sequence[Tensor], rounding: float) -> None:
@@ -47,7 +50,37 @@ def verify_columns(
     check_columns(one, [b[1:] / 2 for b in two], 4 * rounding)
 
 
-def warn_not_kept(form: str, error: Exception) -> None:
+def first_right(
+    forms: Sequence[tuple[Form, Callable[[], Products]]],
+    check: Callable[[Products], None],
+    *,
+    is_rough: bool,
+) -> tuple[Form, Products]:
+    """The first form that can be derived and is right.
+
+    Args:
+        forms: What to try, in this order. The only one, and "scratch", must do.
+        check: Raises if the products are not the operator's own.
+        is_rough: Whether the operator is known to be no more than approximate.
+    """
+    for form, derive in forms:
+        try:
+            products = derive()
+            check(products)
+            return form, products
+        except Exception as error:
+            if len(forms) == 1 or form == "scratch":
+                raise
+            if form in ("rows", "factored"):
+                continue  # a matter of speed only
+            if not is_refusal(error):
+                raise
+            if form == "recorded" or not is_rough:
+                _warn_not_kept(form, error)
+    raise AssertionError  # the last form returns or raises
+
+
+def _warn_not_kept(form: Form, error: Exception) -> None:
     """Say why a form does not do, and what is kept instead."""
     what = {
         "recorded": ("The product cannot be recorded", "keeps autograd's graphs instead"),

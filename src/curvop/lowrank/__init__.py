@@ -1,6 +1,7 @@
 """Curvature matrices of few data in factor form ``A = V Vᵀ``."""
 
 from curvop.lowrank.columns import FactorColumnsLinearOperator
+from curvop.lowrank.construction import factor
 from curvop.lowrank.directions import Directions, NewtonStep
 from curvop.lowrank.factor import GramFactor
 from curvop.lowrank.inverse import GramInverseLinearOperator
@@ -11,4 +12,5 @@ __all__ = [
     "GramFactor",
     "GramInverseLinearOperator",
     "NewtonStep",
+    "factor",
 ]

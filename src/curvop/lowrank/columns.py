@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import final
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, final
 
 import torch
 from torch import Size, Tensor
 
 from curvop.derivatives import leading, trailing
-from curvop.lowrank.piece import Piece, Source
-from curvop.operators import Blocks, LinearOperator, Space, TransposedLinearOperator
+from curvop.linearized import Rows
+from curvop.operators import (
+    Blocks,
+    LinearOperator,
+    Space,
+    TransposedLinearOperator,
+)
+
+
+class Source(NamedTuple):
+    """Where some of the columns come from: kept, or derived anew each time."""
+
+    num_columns: int
+    rows: Callable[[], Rows]
+
+    @staticmethod
+    def kept(rows: Rows) -> Source:
+        """In memory."""
+        return Source(rows.N * rows.R, lambda: rows)
 
 
 @final
@@ -45,25 +62,25 @@ class FactorColumnsLinearOperator(LinearOperator):
                     K[cols, rows] = block.T
         return K
 
-    def _pieces(self, until: int | None = None) -> Iterator[tuple[slice, Piece]]:
+    def _pieces(self, until: int | None = None) -> Iterator[tuple[slice, Rows]]:
         """Positions and columns, one piece in memory at a time."""
         sizes = [source.num_columns for source in self._sources]
         starts = itertools.accumulate(sizes, initial=0)
         for source, start in zip(self._sources, starts, strict=False):
             if until is None or start < until:
-                yield slice(start, start + source.num_columns), source.piece()
+                yield slice(start, start + source.num_columns), source.rows()
 
     def _matmat(self, M: Blocks) -> Blocks:
         (U,) = M
         sums: Blocks = []
         for rows, piece in self._pieces():
-            part = piece.pull(U[rows], self.codomain)
+            part = piece.vjp(U[rows].view(piece.N, piece.R, -1), self.codomain)
             sums = [a + b for a, b in zip(sums, part, strict=True)] if sums else part
         return trailing(sums)
 
     def _rmatmat(self, M: Blocks) -> Blocks:
         V = leading(M)
-        return [torch.cat([piece.push(V) for _, piece in self._pieces()])]
+        return [torch.cat([piece.jvp(V).flatten(0, 1) for _, piece in self._pieces()])]
 
     def _transpose(self) -> LinearOperator:
         return TransposedLinearOperator(self, self._rmatmat)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvop.curvature import refuse_if_changed, versions
-from curvop.lowrank.columns import FactorColumnsLinearOperator
-from curvop.lowrank.derivation import Batch, Way, ways
+from curvop.linearized import Derive, Rows, RowsOfBatch, joined, ways
+from curvop.lowrank.columns import FactorColumnsLinearOperator, Source
 from curvop.lowrank.factor import GramFactor
-from curvop.lowrank.piece import Piece, Source, merged
 from curvop.operators import Blocks, probe, tolerance
 from curvop.risk import constant, refuse_reading
 
@@ -65,18 +63,18 @@ def factor(
     return GramFactor(V, gram_dtype or torch.promote_types(op.dtype, torch.float32))
 
 
-def _batch(op: FactorableLinearOperator, X: Any, y: Any, Z: Tensor) -> Batch:
+def _batch(op: FactorableLinearOperator, X: Any, y: Any, Z: Tensor) -> RowsOfBatch:
     """``S / √Z`` of one batch."""
     with torch.no_grad():
         prediction = op.risk.predict([constant(p) for p in op.risk.parameters.tensors], X)
     columns = op.output_factor(prediction, X, y).blocks(slice(None))
     S = [s / Z.sqrt().to(s.dtype) for s in columns]
-    return Batch(op.risk.parameters, X, S, op.risk.data.batch_size(X, y))
+    return RowsOfBatch(op.risk.parameters, X, S, op.risk.data.batch_size(X, y))
 
 
 def _sources(
     op: CurvatureLinearOperator,
-    pairs: Sequence[tuple[Batch, Blocks]],
+    pairs: Sequence[tuple[RowsOfBatch, Blocks]],
     v: Blocks,
     budget: int | None,
 ) -> list[Source]:
@@ -85,36 +83,29 @@ def _sources(
     step = most if budget is None else _data_at_once([b for b, _ in pairs], budget)
     before = versions(op.risk.parameters.watched)
 
-    def anew(batch: Batch, way: Way, data: range) -> Piece:
-        refuse_if_changed(op.risk.parameters.watched, before)
-        with op.risk.context():
-            return way(batch, data)
+    def source(batch: RowsOfBatch, derive: Derive, data: range) -> Source:
+        def anew() -> Rows:
+            refuse_if_changed(op.risk.parameters.watched, before)
+            with op.risk.context():
+                return derive(batch, data)
 
-    make = _kept if step >= most else partial(partial, anew)
+        if step >= most:
+            return Source.kept(derive(batch, data))
+        return Source(len(data) * batch.R, anew)
+
     bar = tqdm(pairs, "columns", disable=not op.risk.data.progressbar)
-    sources = [s for batch, right in bar for s in _verified(batch, v, right, step, make)]
+    sources = [s for batch, right in bar for s in _verified(batch, v, right, step, source)]
     if step < most:
         return sources
-    return [
-        Source(piece.N * piece.R, partial(_identity, piece))
-        for piece in merged([source.piece() for source in sources])
-    ]
-
-
-def _kept(batch: Batch, way: Way, data: range) -> Callable[[], Piece]:
-    return partial(_identity, way(batch, data))
-
-
-def _identity(piece: Piece) -> Piece:
-    return piece
+    return [Source.kept(rows) for rows in joined([s.rows() for s in sources])]
 
 
 def _verified(
-    batch: Batch,
+    batch: RowsOfBatch,
     v: Blocks,
     right: Blocks,
     step: int,
-    make: Callable[[Batch, Way, range], Callable[[], Piece]],
+    source: Callable[[RowsOfBatch, Derive, range], Source],
 ) -> list[Source]:
     """The columns of one batch in the first way whose product with ``v`` is right.
 
@@ -123,14 +114,14 @@ def _verified(
     """
     chunks = [range(n, min(n + step, batch.N)) for n in range(0, batch.N, step)]
     *cheaper, last = ways(batch.at)
-    for way in cheaper:
+    for derive in cheaper:
         try:
-            sources = [Source(len(c) * batch.R, make(batch, way, c)) for c in chunks]
+            sources = [source(batch, derive, data) for data in chunks]
             if _error(sources, v, right) <= tolerance(right[0].dtype):
                 return sources
         except Exception:
             continue  # a matter of speed only
-    sources = [Source(len(c) * batch.R, make(batch, last, c)) for c in chunks]
+    sources = [source(batch, last, data) for data in chunks]
     error = _error(sources, v, right)
     if not error <= tolerance(right[0].dtype):
         raise ValueError(
@@ -146,8 +137,8 @@ def _error(sources: Sequence[Source], v: Blocks, right: Blocks) -> float:
     """Of ``V Vᵀ v``, relative."""
     got = [torch.zeros_like(b) for b in right]
     for source in sources:
-        piece = source.piece()
-        parts = piece.pull(piece.push(v), [b.shape[1:] for b in v])
+        rows = source.rows()
+        parts = rows.vjp(rows.jvp(v), [b.shape[1:] for b in v])
         for total, part in zip(got, parts, strict=True):
             total += part
     scale = max(float(b.abs().max()) for b in right)
@@ -155,7 +146,7 @@ def _error(sources: Sequence[Source], v: Blocks, right: Blocks) -> float:
     return error / scale if scale else error
 
 
-def _data_at_once(batches: Sequence[Batch], budget: int) -> int:
+def _data_at_once(batches: Sequence[RowsOfBatch], budget: int) -> int:
     """How many data's columns to have at once, two pieces being multiplied.
 
     Raises:
@@ -173,11 +164,11 @@ def _data_at_once(batches: Sequence[Batch], budget: int) -> int:
     return budget // (2 * max(each))
 
 
-def _nbytes_of_one(batch: Batch) -> int:
+def _nbytes_of_one(batch: RowsOfBatch) -> int:
     """Bytes of the columns of one datum."""
-    for way in ways(batch.at):
+    for derive in ways(batch.at):
         try:
-            return way(batch, range(1)).nbytes
+            return derive(batch, range(1)).nbytes
         except Exception as error:
             reason = error
     raise reason

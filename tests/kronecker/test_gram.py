@@ -6,26 +6,30 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Size, nn
+from torch import Size, Tensor, nn
 
-from curvop.kronecker import KFACLinearOperator, bands
-from curvop.kronecker.bands import Bands, repeats
-from curvop.kronecker.calls import MatrixCall
+from curvop.kronecker import KFACLinearOperator, gram
+from curvop.kronecker.gram import PatchGram, repeats
+from curvop.layers import Convolution, Window
 from tests.comparing import error, random
 from tests.kronecker.networks import BY_NAME, parameters
 from tests.kronecker.test_definition import LABELS, LOSS, TOLERANCE, batches, expected
 
 
-def call(size: tuple[int, ...], kernel: tuple[int, ...], **options: Any) -> MatrixCall:
+def convolution(z: Tensor, shape: Size, **options: Any) -> Convolution:
+    """A call of a convolution with this input and shape of the weight."""
+    function = (F.conv1d, F.conv2d, F.conv3d)[z.ndim - 3]
+    a = Size((len(z), shape[0], *Window.of(shape, options).out(z.shape[2:])))
+    return Convolution(function, 0, None, shape, z, z._version, a, options)
+
+
+def call(size: tuple[int, ...], kernel: tuple[int, ...], **options: Any) -> Convolution:
     """With two channels in each group, of a weight with three outputs in each."""
     G = options.get("groups", 1)
-    z = random(3, 2 * G, *size)
-    shape = Size((3 * G, 2, *kernel))
-    return MatrixCall(
-        0, None, 3, z.numel(), 0, z=z, version=0, shape=shape, options=options
-    )
+    return convolution(random(3, 2 * G, *size), Size((3 * G, 2, *kernel)), **options)
 
 
 @settings(max_examples=150, deadline=None)
@@ -47,45 +51,42 @@ def test_any_window(
     padding: Any,
     groups: int,
 ) -> None:
-    layer = call(
-        size,
-        kernel,
-        stride=(1, 1 if padding == "same" else stride),
-        dilation=dilation,
-        padding=padding,
-        groups=groups,
-    )
-    window = layer.window()
+    options: Any = {
+        "stride": (1, 1 if padding == "same" else stride),
+        "dilation": dilation,
+        "padding": padding,
+        "groups": groups,
+    }
+    window = Window.of(Size((3, 2, *kernel)), options)
     reach = [b * (k - 1) + 1 for k, b in zip(kernel, dilation, strict=True)]
     pairs = zip(size, window.before, window.after, strict=True)
     if any(s + b + a < r for (s, b, a), r in zip(pairs, reach, strict=True)):
         return  # torch refuses
-    sums = Bands(layer, like=torch.empty(0, dtype=torch.float64))
+    layer = call(size, kernel, **options)
+    sums = PatchGram(layer, like=torch.empty(0, dtype=torch.float64))
     for _ in range(2):
-        sums.add(layer)
-    z = torch.cat([z for _, z in layer.inputs()], 2).flatten(2)
-    assert error(sums.unfolded(), 2 * z @ z.mT) <= 1e-13
+        sums.add(layer, len(layer.z))
+    z = layer.inputs(3).flatten(1, 2)
+    assert error(sums.unfolded(), 2 * z.mT @ z) <= 1e-13
 
 
 def test_large_matrices() -> None:
     """With more rows than are added in one piece."""
     z = random(2, 70, 5, 6)
     shape = Size((1, 70, 3, 3))
-    layer = MatrixCall(
-        0, None, 2, z.numel(), 0, z=z, version=0, shape=shape, options={"padding": 1}
-    )
-    sums = Bands(layer, like=torch.empty(0, dtype=torch.float64))
-    sums.add(layer)
-    (z,) = (z.flatten(2) for _, z in layer.inputs())
-    assert error(sums.unfolded(), z @ z.mT) <= 1e-13
+    layer = convolution(z, shape, padding=1)
+    sums = PatchGram(layer, like=torch.empty(0, dtype=torch.float64))
+    sums.add(layer, len(layer.z))
+    z = layer.inputs(2).flatten(1, 2)
+    assert error(sums.unfolded(), z.mT @ z) <= 1e-13
 
 
 def test_when() -> None:
     wide = call((20, 20), (3, 3), padding=1)
-    assert repeats(wide)
-    assert not repeats(call((5, 5), (3, 3), padding=1))
-    assert not repeats(call((20, 20), (3, 3), padding=1, stride=2))
-    assert not repeats(call((40, 40), (1, 3)))
+    assert repeats(wide, 3)
+    assert not repeats(call((5, 5), (3, 3), padding=1), 3)
+    assert not repeats(call((20, 20), (3, 3), padding=1, stride=2), 3)
+    assert not repeats(call((40, 40), (1, 3)), 3)
 
 
 @pytest.mark.parametrize("joint", [False, True], ids=["separate", "joint"])
@@ -93,7 +94,7 @@ def test_when() -> None:
     "name", sorted(n for n in BY_NAME if "conv" in n and "reduce" not in n)
 )
 def test_networks(name: str, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bands, "MANY", 0)
+    monkeypatch.setattr(gram, "MANY", 0)
     network, p = BY_NAME[name], parameters(name)
     K = KFACLinearOperator(
         network,

@@ -14,33 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.autograd import gradient, pullback
+from curvop.autograd import gradient, graph_vjp
 from curvop.curvature import CurvatureLinearOperator
 from curvop.derivatives import Aux
-from curvop.diagonals.by_gradients import ByGradients
-from curvop.diagonals.columns import ByColumns
-from curvop.diagonals.computation import Way
 from curvop.diagonals.layer_sums import (
     NUMBERS,
-    as_gradient,
+    as_weight,
     by_position,
+    layer_sums,
     of_pairs,
-    patches,
-    positions,
 )
-from curvop.diagonals.noting import Noted, noted, used
 from curvop.diagonals.output_columns import columns_at_once
 from curvop.diagonals.per_datum import vectorised
-from curvop.diagonals.pulling import Input, pull_columns
-from curvop.layers import Call
+from curvop.diagonals.squared_gradients import SquaredGradients
+from curvop.diagonals.vjp import Input, vjp_columns
+from curvop.diagonals.ways import UnitVectors, Way
+from curvop.layers import Calls, MatrixCall
 from curvop.operators import Blocks, probe
 from curvop.risk import nested, refuse_reading
 
-_GRADIENTS = ByGradients("layers", vectorised)
+_GRADIENTS = SquaredGradients("layers", vectorised)
 
 
 @dataclass(frozen=True)
-class ByCurvature:
+class SecondDerivatives:
     """``∂²L / ∂θ_i²`` by double backward.
 
     Attributes:
@@ -52,7 +49,7 @@ class ByCurvature:
     """
 
     G: CurvatureLinearOperator | None = None
-    gradients: ByGradients = _GRADIENTS
+    gradients: SquaredGradients = _GRADIENTS
     in_layers: frozenset[int] = frozenset()
 
     @property
@@ -60,17 +57,19 @@ class ByCurvature:
         """What to call it."""
         return "columns" if self.G is None else "layers"
 
-    def for_model(self, A: CurvatureLinearOperator, X: Any, y: Any) -> ByCurvature:
+    def for_model(self, A: CurvatureLinearOperator, X: Any, y: Any) -> SecondDerivatives:
         """Find the parameters of layers, on a few data."""
         if self.G is None:
             return self
         refuse_reading(self.G.risk, X, y)  # its block is not that of the Hessian
         with torch.enable_grad(), A.risk.parameters.leaves() as params:
-            with noted(params) as layers:
+            with Calls(params, every=True) as noted:
                 A.risk.predict(params, X)
             N = A.risk.data.batch_size(X, y)
-            gradients = replace(self.gradients, in_layers=frozenset(layers.sums(N, 1)))
-            found = frozenset(_pays(layers, N))
+            gradients = replace(
+                self.gradients, in_layers=frozenset(layer_sums(noted, N, 1))
+            )
+            found = frozenset(_pays(noted, N))
         return replace(self, gradients=gradients, in_layers=found)
 
     def __call__(self, A: CurvatureLinearOperator, X: Any, y: Any) -> tuple[Blocks, Aux]:
@@ -106,22 +105,23 @@ def piecewise_linear(A: CurvatureLinearOperator, X: Any, y: Any) -> list[int]:
             i
             for i, (p, g, v) in enumerate(zip(params, gradients, V, strict=True))
             if not g.requires_grad
-            or not bool(pullback([g], [p], [v], create_graph=False, keep=True)[0].any())
+            or not bool(graph_vjp([g], [p], [v], create_graph=False, keep=True)[0].any())
         ]
 
 
-def _pays(layers: Noted, N: int) -> dict[int, tuple[int, Call]]:
-    """Linear layers and convolutions with one call, and fewer positions than inputs.
+def _pays(noted: Calls, N: int) -> dict[int, tuple[int, MatrixCall]]:
+    """Parameters of layers with one call, and fewer positions than inputs.
 
-    By the parameter: the layer's position among the edges, and its call.
+    By the parameter: the position of the call, and the call.
     """
-    sums = layers.sums(N, 1)
-    found: dict[int, tuple[int, Call]] = {}
-    for e, call in enumerate(layers.calls):
-        if positions(call) < call.weight_shape[1:].numel():
-            for i in (call.weight, call.bias):
-                if i is not None and i in sums and sums[i].edges == [e]:
-                    found[i] = (e, call)
+    sums = layer_sums(noted, N, 1)
+    found: dict[int, tuple[int, MatrixCall]] = {}
+    for e, call in enumerate(noted.calls):
+        if not isinstance(call, MatrixCall) or call.num_positions(N) >= call.input_size:
+            continue
+        for i in (call.weight, None if call.bias_apart else call.bias):
+            if i is not None and i in sums and sums[i].edges == [e]:
+                found[i] = (e, call)
     return found
 
 
@@ -132,14 +132,13 @@ def _by_layers(
     if not in_layers:
         return {}
     with torch.enable_grad(), A.risk.parameters.leaves() as params:
-        with noted(params) as layers:
+        with Calls(params, every=True) as noted:
             loss = A.risk.loss.total(A.risk.predict(params, X), y)
         if not loss.requires_grad:
             return {}
-        elsewhere = used([loss], params)
         N = A.risk.data.batch_size(X, y)
-        mine = {i: at for i, at in _pays(layers, N).items() if i in in_layers}
-        mine = {i: at for i, at in mine.items() if i not in elsewhere}
+        usable = in_layers - noted.elsewhere([loss])
+        mine = {i: at for i, at in _pays(noted, N).items() if i in usable}
         calls = dict(mine.values())
         edges = [call.edge for call in calls.values()]
         deltas = torch.autograd.grad(
@@ -151,17 +150,19 @@ def _by_layers(
         found: dict[int, Tensor] = {}
         for (e, call), delta in zip(calls.items(), deltas, strict=True):
             k = columns_at_once(A, X, call.size)
-            weight, bias = _of_layer(call, delta, layers.input(e), k)
-            both = {call.weight: weight, call.bias: bias}
-            found |= {i: both[i] for i, (at, _) in mine.items() if at == e}
+            both = _of_layer(call, delta, Input.of(call, params[0]), N, k)
+            diagonals = dict(zip((call.weight, call.bias), both, strict=True))
+            found |= {i: diagonals[i] for i, (at, _) in mine.items() if at == e}
         return found
 
 
-def _of_layer(call: Call, delta: Tensor | None, at: Input, k: int) -> tuple[Tensor, Tensor]:
+def _of_layer(
+    call: MatrixCall, delta: Tensor | None, at: Input, N: int, k: int
+) -> tuple[Tensor, Tensor]:
     """The diagonal for weight and bias of one call, ``k`` columns at once."""
-    z = patches(call)  # [N, g, T, i]
-    N, g, T, i = z.shape
-    outputs = call.weight_shape[0]
+    z = call.inputs(N).movedim(0, 1)
+    _, g, T, i = z.shape
+    outputs = call.weight_shape.numel() // i
     wide = torch.promote_types(z.dtype, torch.float32)
     weight = torch.zeros(outputs, i, dtype=wide, device=z.device)
     bias = weight.new_zeros(outputs)
@@ -170,32 +171,38 @@ def _of_layer(call: Call, delta: Tensor | None, at: Input, k: int) -> tuple[Tens
         step = max(1, k // T, min(each, NUMBERS // (N * T * T)))
         for group in range(g):
             for o in range(0, each, step):
-                rows = range(group * each + o, group * each + min(o + step, each))
-                M = _curvature(call, delta, at, rows, T, k).to(wide)
-                some = slice(rows.start, rows.stop)
+                rows = range(o, min(o + step, each))
+                M = _curvature(call, delta, at, group, rows, N, k).to(wide)
+                some = slice(group * each + rows.start, group * each + rows.stop)
                 bias[some] = M.sum((0, 2, 3))
                 weight[some] = of_pairs(M[:, None], z[:, group : group + 1])
-    return weight.view(call.weight_shape), bias
+    return as_weight(weight, call.weight_shape, g, call.transposed), bias
 
 
 def _curvature(
-    call: Call, delta: Tensor, at: Input, outputs: range, T: int, k: int
+    call: MatrixCall,
+    delta: Tensor,
+    at: Input,
+    group: int,
+    outputs: range,
+    N: int,
+    k: int,
 ) -> Tensor:
     """``∂²ℓ_n / ∂a_{n,t,o} ∂a_{n,t',o}`` for some outputs ``o``, ``[N, o, T, T']``."""
-    N, each = call.shape[0], call.weight_shape[0] // _groups(call)
-    places = torch.tensor([(o // each, t, o % each) for o in outputs for t in range(T)])
+    # where the entries by position are in ``a``, from one on; zero is outside of it
+    entries = torch.arange(1, call.shape.numel() + 1, device=delta.device)
+    entries = by_position(call, entries.view(1, *call.shape), N)[0, :, group]  # [N, T, o]
+    T = entries.shape[1]
+    pairs = torch.tensor([(o, t) for o in outputs for t in range(T)])
     found = []
-    for group, t, o in (part.T for part in places.split(k)):
-        r = torch.arange(len(t))
-        U = at.zeros(len(t)).new_zeros(len(t), N, _groups(call), T, each)
-        U[r, :, group, t, o] = 1
-        H = pull_columns([delta], {0: at}, [as_gradient(U, call)])[0]
-        found.append(by_position(H, call)[r, :, group, :, o])  # [k, N, T']
+    for o, t in (part.T for part in pairs.split(k)):
+        r, at_r = torch.arange(len(t), device=delta.device), entries[:, t, o].T  # [k, N]
+        U = at.zeros(len(t)).flatten(1)
+        U.view(-1)[(r[:, None] * U.shape[1] + at_r - 1)[at_r > 0]] = 1
+        units = U.view(-1, *call.shape)
+        H = vjp_columns([delta], {0: at}, [units])[0]
+        found.append(by_position(call, H, N)[r, :, group, :, o])  # [k, N, T']
     return torch.cat(found).view(len(outputs), T, N, T).permute(2, 0, 1, 3)
-
-
-def _groups(call: Call) -> int:
-    return int(call.options.get("groups", 1))
 
 
 def _by_units(
@@ -224,15 +231,15 @@ def _of_parameter(p: Tensor, g: Tensor, k: int) -> Tensor:
         rows = torch.arange(len(j), device=p.device)
         E = torch.zeros(len(j), p.numel(), dtype=p.dtype, device=p.device)
         E[rows, j] = 1
-        H = pull_columns([g], {0: at}, [E.view(-1, *p.shape)])[0]
+        H = vjp_columns([g], {0: at}, [E.view(-1, *p.shape)])[0]
         parts.append(H.reshape(len(j), -1)[rows, j])
     return torch.cat(parts).view(p.shape)
 
 
-def ways_by_curvature(G: CurvatureLinearOperator) -> tuple[Way, ...]:
+def ways_by_second_derivatives(G: CurvatureLinearOperator) -> tuple[Way, ...]:
     """From the quickest to the one that is right for every model.
 
     Args:
         G: The GGN for the same model, loss and data.
     """
-    return ByCurvature(G), ByCurvature(), ByColumns()
+    return SecondDerivatives(G), SecondDerivatives(), UnitVectors()

@@ -1,4 +1,4 @@
-"""The diagonal over the whole data: the first way that gives right entries."""
+"""Ways to compute a diagonal: the first that gives right entries is taken."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator
 from curvop.derivatives import Aux
+from curvop.diagonals.output_columns import columns_at_once
 from curvop.operators import Blocks
 from curvop.risk import (
     all_reduce,
@@ -40,6 +41,32 @@ class Way(Protocol):
 
 class WrongDiagonalError(Exception):
     """A way does not give the diagonal of this model."""
+
+
+class UnitVectors:
+    """``e_iᵀ A e_i`` for every ``i``: right for every model, the last resort."""
+
+    form = "columns"
+
+    def for_model(self, A: CurvatureLinearOperator, X: Any, y: Any) -> UnitVectors:
+        """Any model."""
+        return self
+
+    def __call__(self, A: CurvatureLinearOperator, X: Any, y: Any) -> tuple[Blocks, Aux]:
+        """As many products as parameters."""
+        tensors, P = A.risk.parameters.tensors, A.shape[0]
+        parts: list[Tensor] = []
+        tally: Aux = ()
+        for i in torch.arange(P, device=A.device).split(columns_at_once(A, X, P)):
+            rows = torch.arange(len(i), device=i.device)
+            E = torch.zeros(len(i), P, dtype=A.dtype, device=A.device)
+            E[rows, i] = 1
+            units = E.split([p.numel() for p in tensors], 1)
+            V = [e.reshape(len(e), *p.shape) for e, p in zip(units, tensors, strict=True)]
+            A, (product, tally) = A.batch_product(X, y, V)
+            parts.append(torch.cat([b.reshape(len(i), -1) for b in product], 1)[rows, i])
+        diagonals = torch.cat(parts).split([p.numel() for p in tensors])
+        return [d.reshape(p.shape) for d, p in zip(diagonals, tensors, strict=True)], tally
 
 
 def exact_diagonal(A: CurvatureLinearOperator, ways: Sequence[Way]) -> tuple[Blocks, str]:
@@ -131,28 +158,8 @@ def _place(d: Tensor) -> int:
 
 def _entry(A: CurvatureLinearOperator, X: Any, y: Any, i: int, j: int) -> Tensor:
     """Entry ``j`` of block ``i``, by a product of that diagonal block of the matrix."""
-    parameters = A.risk.parameters.only(slice(i, i + 1))
-    shape = parameters.tensors[0].shape
+    shape = A.risk.parameters.tensors[i].shape
     v = torch.zeros(1, *shape, dtype=A.dtype, device=A.device)
     v.view(-1)[j] = 1
-    block = A._with(_parameters=parameters, _blocks=(slice(1),))
-    _, ((product,), _) = block.batch_product(X, y, [v])
+    _, ((product,), _) = A.only(slice(i, i + 1)).batch_product(X, y, [v])
     return product.flatten()[j]
-
-
-def entries(
-    A: CurvatureLinearOperator, X: Any, y: Any, at: Tensor, k: int
-) -> tuple[Tensor, Aux]:
-    """``e_iᵀ A e_i`` of one batch's summed loss for some ``i``, ``k`` products at once."""
-    tensors = A.risk.parameters.tensors
-    parts: list[Tensor] = []
-    tally: Aux = ()
-    for i in at.to(A.device).split(k):
-        rows = torch.arange(len(i), device=i.device)
-        E = torch.zeros(len(i), A.shape[0], dtype=A.dtype, device=A.device)
-        E[rows, i] = 1
-        units = E.split([p.numel() for p in tensors], 1)
-        V = [e.reshape(len(e), *p.shape) for e, p in zip(units, tensors, strict=True)]
-        A, (product, tally) = A.batch_product(X, y, V)
-        parts.append(torch.cat([b.reshape(len(i), -1) for b in product], 1)[rows, i])
-    return torch.cat(parts), tally

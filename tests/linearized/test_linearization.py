@@ -19,8 +19,7 @@ from curvop import (
 )
 from curvop.linearized import replay, summed
 from tests.cases.linearized import linearized_as
-
-from . import dense
+from tests.curvature import dense
 
 of_risk = pytest.mark.parametrize(
     "cls", [HessianLinearOperator, GGNLinearOperator, EFLinearOperator]

@@ -60,7 +60,7 @@ def test_fewer_passes_and_the_same_matrix(kind: Any, fisher: Any, size: int) -> 
 
 
 def test_not_where_it_would_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curvop.kronecker.stream.NUMBERS", 7 * 5)  # five data
+    monkeypatch.setattr("curvop.kronecker.merging.NUMBERS", 7 * 5)  # five data
     model = seeded(Counting, F64)
     build(KFACLinearOperator, model, batches(2))
     assert max(model.seen) == 4

@@ -1,4 +1,4 @@
-"""Many columns pulled back through one graph."""
+"""Vector-Jacobian products of many columns through one graph."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 from torch.autograd.graph import GradientEdge
+
+from curvop.layers import Call
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,18 @@ class Input:
     shape: Size
     like: Tensor
 
+    @classmethod
+    def of(cls, call: Call, like: Tensor) -> Input:
+        """The output of a layer."""
+        assert call.edge is not None
+        return cls(call.edge, call.shape, like)
+
     def zeros(self, k: int) -> Tensor:
         """``k`` columns of zeros."""
         return torch.zeros((k, *self.shape), dtype=self.like.dtype, device=self.like.device)
 
 
-def pull_columns(
+def vjp_columns(
     outputs: Sequence[Tensor], inputs: Mapping[int, Input], U: Sequence[Tensor]
 ) -> dict[int, Tensor]:
     """``Jᵀ u`` for columns ``[k, *m_i]``: ``[k, *n_i]``, all at once where vmap can."""

@@ -18,7 +18,7 @@ ROWS = 128
 
 
 @final
-class Stream:
+class MergedBatches:
     """The batches of a data set, from the second on in groups.
 
     The first shows what a datum takes. Of the first group it is verified that the model
@@ -44,35 +44,30 @@ class Stream:
 
     def batches(self, what: str) -> Iterator[Batch]:
         """One pass over the data."""
-        group: list[Batch] = []
-        rows, last = 0, None
+        if self._data.batch_size_fn is not None:  # rows may not be data
+            yield from self._data.batches(what)
+            return
+        waiting: list[Batch] = []
+        rows = 0
         for batch in self._data.batches(what):
-            n, kind = self._kind(batch)
-            if group and (kind is None or kind != last or rows + n > self._most):
-                yield from self._merged(group)
-                group, rows = [], 0
-            group.append(batch)
-            rows, last = rows + n, kind
-        if group:
-            yield from self._merged(group)
+            n = self._data.batch_size(*batch)
+            if waiting and rows + n > self._most:
+                yield from self._merged(waiting)
+                waiting, rows = [], 0
+            waiting.append(batch)
+            rows += n
+        yield from self._merged(waiting)
 
-    def _kind(self, batch: Batch) -> tuple[int, Any]:
-        """Number of rows, and what must agree; ``None`` if a batch stays apart."""
-        tensors = list(nested.tensors(batch))
-        rows = {t.shape[0] if t.ndim else 0 for t in tensors}
-        if self._data.batch_size_fn is not None or len(rows) != 1:
-            return 0, None
-        alike = tuple((t.shape[1:], t.dtype) for t in tensors)
-        return rows.pop(), (nested.structure(batch), alike)
-
-    def _merged(self, group: list[Batch]) -> Iterator[Batch]:
-        if len(group) > 1:
-            (together,) = merge(group, self._most)
-            if self._is_verified or self._is_same(together[0], group[0][0]):
-                yield together
-                return
-            self._most = 1  # from now on, too
-        yield from group
+    def _merged(self, batches: list[Batch]) -> list[Batch]:
+        """Those of a kind together, once it is known that this changes nothing."""
+        merged = merge(batches, self._most)
+        first = next((i for i, m in enumerate(merged) if m is not batches[i]), None)
+        if first is None or self._is_verified:
+            return merged
+        if self._is_same(merged[first][0], batches[first][0]):
+            return merged
+        self._most = 1  # from now on, too
+        return batches
 
     def _is_same(self, merged: Any, alone: Any) -> bool:
         """Whether data are predicted as they are alone."""

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from curvop.curvature import CurvatureLinearOperator
 from curvop.derivatives import Aux, chunks
-from curvop.diagonals.columns import ByColumns
-from curvop.diagonals.computation import Way, WrongDiagonalError
-from curvop.diagonals.noting import noted, used
+from curvop.diagonals.layer_sums import layer_sums
 from curvop.diagonals.output_columns import (
     OutputColumns,
     as_outputs,
@@ -21,7 +19,9 @@ from curvop.diagonals.output_columns import (
     output_columns,
 )
 from curvop.diagonals.per_datum import one_by_one, rows_of_batch, vectorised
-from curvop.diagonals.pulling import pull_columns
+from curvop.diagonals.vjp import Input, vjp_columns
+from curvop.diagonals.ways import UnitVectors, Way, WrongDiagonalError
+from curvop.layers import Calls
 from curvop.operators import Blocks
 from curvop.risk import nested
 
@@ -29,7 +29,7 @@ Rest = Callable[[CurvatureLinearOperator, Sequence[int], Any, OutputColumns], Bl
 
 
 @dataclass(frozen=True)
-class ByGradients:
+class SquaredGradients:
     """``Σ_n Σ_r σ (J_nᵀ s_{n,r})²``.
 
     One backward pass for each column ``r``, of all data at once, gives the gradients of the
@@ -46,7 +46,7 @@ class ByGradients:
     rest: Rest
     in_layers: frozenset[int] | None = frozenset()
 
-    def for_model(self, A: CurvatureLinearOperator, X: Any, y: Any) -> ByGradients:
+    def for_model(self, A: CurvatureLinearOperator, X: Any, y: Any) -> SquaredGradients:
         """Find the parameters of layers, on a few data.
 
         Of few data: in a whole batch another axis may be as long as that of the data.
@@ -57,9 +57,9 @@ class ByGradients:
         if self.in_layers is not None:
             return self
         with torch.enable_grad(), A.risk.parameters.leaves() as params:
-            with noted(params) as layers:
+            with Calls(params, every=True) as noted:
                 A.risk.predict(params, X)
-            found = frozenset(layers.sums(A.risk.data.batch_size(X, y), 1))
+            found = frozenset(layer_sums(noted, A.risk.data.batch_size(X, y), 1))
         if not found:
             raise WrongDiagonalError("there are no layers")
         return replace(self, in_layers=found)
@@ -88,37 +88,40 @@ def _by_layers(
 ) -> tuple[OutputColumns, dict[int, Tensor], Aux]:
     """The columns, and the diagonal for parameters of layers and for unused ones."""
     with torch.enable_grad(), A.risk.parameters.leaves() as params:
-        with noted(params) as layers:
+        with Calls(params, every=True) as noted:
             prediction = A.risk.predict(params, X)
         S = output_columns(A, prediction, X, y)
         tally = A.risk.tally(nested.map_tensors(Tensor.detach, prediction), y)
         if not in_layers:
             return S, {}, tally
         outputs = nested.differentiable(prediction)
-        sums = layers.sums(S.N, S.count)
-        sums = {i: found for i, found in sums.items() if i in in_layers}
-        elsewhere = used(outputs, params)
-        sums = {i: found for i, found in sums.items() if i not in elsewhere}
-        unused = set(range(len(params))) - elsewhere - layers.positions()
+        elsewhere = noted.elsewhere(outputs)
+        sums = {
+            i: found
+            for i, found in layer_sums(noted, S.N, S.count).items()
+            if i in in_layers and i not in elsewhere
+        }
+        of_layers = {i for call in noted.calls for i in call.positions}
+        unused = set(range(len(params))) - elsewhere - of_layers
         zeros = {i: torch.zeros_like(params[i], requires_grad=False) for i in unused}
         needed = sorted({e for found in sums.values() for e in found.edges})
-        inputs = {e: layers.input(e) for e in needed}
+        inputs = {e: Input.of(noted.calls[e], params[0]) for e in needed}
         for which in chunks(S.count, columns_at_once(A, X, S.count)):
             s, signs = S(which)
             u = as_outputs(s, outputs)
-            deltas = pull_columns(outputs, inputs, u)
+            deltas = vjp_columns(outputs, inputs, u)
             for found in sums.values():
                 found.add(deltas, signs)
         return S, {i: found.total() for i, found in sums.items()} | zeros, tally
 
 
-def ways_by_gradients() -> tuple[Way, ...]:
+def ways_by_squared_gradients() -> tuple[Way, ...]:
     """From the quickest to the one that is right for every model."""
     return (
-        ByGradients("layers", vectorised, None),
-        ByGradients("data", vectorised),
-        ByGradients("layers", one_by_one, None),
-        ByGradients("data", one_by_one),
-        ByGradients("rows", rows_of_batch),
-        ByColumns(),
+        SquaredGradients("layers", vectorised, None),
+        SquaredGradients("data", vectorised),
+        SquaredGradients("layers", one_by_one, None),
+        SquaredGradients("data", one_by_one),
+        SquaredGradients("rows", rows_of_batch),
+        UnitVectors(),
     )

@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Size, nn
 
-from curvop.lowrank import parts
-from curvop.lowrank.parts import Outer, Stored, gram
+from curvop.layers import Calls
+from curvop.linearized import rows
+from curvop.linearized.layer_rows import rows_of_layers
+from curvop.linearized.row_derivation import rows_by_vmap
+from curvop.linearized.rows import Dense, Outer, Rows, gram
+from curvop.risk import Parameters
 from tests.comparing import error, random
 from tests.curvature import dense
-
-from .problems import network, operator
+from tests.lowrank.problems import network, operator
 
 
 def outer(G: int, N: int, R: int, T: int, m: int, d: int, seed: int) -> Outer:
@@ -29,12 +32,12 @@ sizes = st.integers(1, 3)
 @given(sizes, sizes, sizes, sizes, sizes, sizes, st.integers(1, 200))
 def test_products(G: int, N: int, R: int, T: int, m: int, d: int, at_once: int) -> None:
     part = outer(G, N, R, T, m, d, seed=0)
-    stored = Stored(part.rows().view(N, R, G * m, d))
+    entries = Dense(part.dense().view(N, R, G * m, d))
     v, u = random(4, G * m, d, seed=2), random(N, R, 4, seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "AT_ONCE", at_once)
-        assert error(part.push(v), stored.push(v)) <= 1e-13
-        assert error(part.pull(u), stored.pull(u)) <= 1e-13
+        patch.setattr(rows, "AT_ONCE", at_once)
+        assert error(part.jvp(v), entries.jvp(v)) <= 1e-13
+        assert error(part.vjp(u), entries.vjp(u)) <= 1e-13
 
 
 @given(sizes, sizes, sizes, sizes, sizes, sizes, sizes, sizes, st.integers(1, 200))
@@ -42,17 +45,17 @@ def test_gram(
     G: int, N: int, R: int, T: int, T_b: int, R_b: int, m: int, d: int, at_once: int
 ) -> None:
     a, b = outer(G, N, R, T, m, d, seed=0), outer(G, 2, R_b, T_b, m, d, seed=5)
-    expected = torch.einsum("nrp,msp->nrms", a.rows(), b.rows())
+    expected = torch.einsum("nrp,msp->nrms", a.dense(), b.dense())
     shape = (G * m, d)
-    stored = Stored(a.rows().view(N, R, *shape)), Stored(b.rows().view(2, R_b, *shape))
+    entries = Dense(a.dense().view(N, R, *shape)), Dense(b.dense().view(2, R_b, *shape))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "AT_ONCE", at_once)
-        for x in (a, stored[0]):
-            for y in (b, stored[1]):
+        patch.setattr(rows, "AT_ONCE", at_once)
+        for x in (a, entries[0]):
+            for y in (b, entries[1]):
                 assert error(gram(x, y, torch.float64), expected) <= 1e-13
-        assert error(parts._product_of_factors(a, b), expected) <= 1e-13
-        own = torch.einsum("nrp,msp->nrms", a.rows(), a.rows())
-        for x in (a, stored[0]):
+        assert error(rows._product_of_factors(a, b), expected) <= 1e-13
+        own = torch.einsum("nrp,msp->nrms", a.dense(), a.dense())
+        for x in (a, entries[0]):
             assert error(gram(x, x, torch.float64), own) <= 1e-13
 
 
@@ -90,6 +93,36 @@ def test_layers_are_kept_as_outer_products_where_that_pays() -> None:
     model = network(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 4))
     X = dense.normal(6, 30)
     A = operator(model, nn.MSELoss(), [(X, dense.normal(6, 4))]).factor()
-    ((_, piece),) = A.V._pieces()
-    assert [type(part) for part in piece.parts] == [Outer, Stored, Outer, Stored]
-    assert piece.nbytes < A.V.shape[0] * A.V.shape[1] * 8 / 5
+    ((_, kept),) = A.V._pieces()
+    assert [type(part) for part in kept.parts] == [Outer, Dense, Outer, Dense]
+    assert kept.nbytes < A.V.shape[0] * A.V.shape[1] * 8 / 5
+
+
+def test_rows_of_layers_are_those_of_their_parameters() -> None:
+    model = network(
+        nn.Conv1d(4, 4, 3, groups=2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(12, 3)
+    )
+    X, params = dense.normal(5, 4, 5), list(model.parameters())
+    with Calls(params, every=True) as noted:
+        prediction = model(X)
+    S = [random(2, *prediction.shape, seed=1)]
+    layers = rows_of_layers(noted.calls, [prediction], S, 5)
+    parts = layers.by_parameter()
+    both = layers, Rows(tuple(parts[i] for i in range(len(params))), 5, 2)
+    V, U = [random(4, *p.shape, seed=2) for p in params], random(5, 2, 4, seed=3)
+    shapes = [p.shape for p in params]
+    one, other = (each.jvp(V) for each in both)
+    assert error(one, other) <= 1e-13
+    for a, b in zip(*(each.vjp(U, shapes) for each in both), strict=True):
+        assert error(a, b) <= 1e-13
+
+
+def test_inputs_of_all_data_are_told_from_those_of_each() -> None:
+    """A table that belongs to no datum, as long as the parts that the data are cut into."""
+    w, table = random(3, seed=0), random(1, 3, seed=1)
+    at = Parameters((w,), None, lambda p, X: X[0] @ (X[1] * p[0]).T, functional=True)
+    X, S = random(2, 3, seed=2), random(4, 2, 1, seed=3)
+    found = list(rows_by_vmap(at, (X, table), S, [0], 1))
+    assert [len(J) for (J,) in found] == [1, 1]
+    expected = torch.einsum("rnc,nk,ck->nrk", S, X, table)
+    assert error(torch.cat([J for (J,) in found]), expected) <= 1e-13

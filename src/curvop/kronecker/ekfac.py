@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from curvop.kronecker.blocks import Block, EigenBlock
-from curvop.kronecker.calls import MatrixCall, TableCall
-from curvop.kronecker.sums import LayerSums
+from curvop.kronecker.layer_sums import LayerSums
+from curvop.layers import Call, Embedding, MatrixCall
 
 # Numbers that the gradients of single data may take at once.
 GRADIENTS = 2**22
+
+
+def _sides(call: MatrixCall, outputs: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What belongs to the rows of the weight, and to its columns; or back."""
+    return (inputs, outputs) if call.transposed else (outputs, inputs)
 
 
 @final
@@ -37,61 +42,66 @@ class MatrixValues(LayerSums[MatrixCall]):
             str(i): torch.zeros_like(b.values) for i, b in enumerate(self._blocks)
         }
         self._single = False
-        self._inputs: dict[int, Tensor] = {}
+        self._rotated_inputs: Tensor | None = None
         self._pending: Tensor | None = None
         self._pending_bias: Tensor | None = None
 
     def _values(self, block: EigenBlock) -> Tensor:
         return self.tensors[str(next(i for i, b in enumerate(self._blocks) if b is block))]
 
-    def start(self, calls: Sequence[MatrixCall]) -> None:
+    def start(self, calls: Sequence[MatrixCall], N: int) -> None:
         """Whether gradients are those of one call."""
         self._single = len(calls) == 1
-        self._inputs = {}
+        self._rotated_inputs = None
 
-    def receive(self, call: MatrixCall, g: Tensor) -> None:
+    def receive(self, call: MatrixCall, g: Tensor, N: int) -> None:
         """Gradients of weight and bias for each datum."""
-        g = call.slopes(g)  # [G, a, N, T]
         if self._bias is not None:
-            total = g.sum(-1)
+            total = call.gradients_of_bias(g[None], N)[0].sum(2)
             old = self._pending_bias
             self._pending_bias = total if old is None else old + total
         if self._weight is None:
             return
-        if self._single and g.shape[-1] == 1:
-            self._add_products(call, g[..., 0])
+        g = call.output_gradients(g[None], N)[0]  # [G, N, T, m]
+        if self._single and g.shape[2] == 1:
+            self._add_products(call, g[:, :, 0], N)
         elif self._single:
-            for some, z in call.inputs():
-                step = max(1, GRADIENTS // (z.shape[1] * g.shape[0] * g.shape[1]))
+            for some, z in call.input_chunks(N):
+                step = max(1, GRADIENTS // (z.shape[3] * g.shape[0] * g.shape[3]))
                 for n in range(some.start, some.stop, step):
                     part = slice(n, min(n + step, some.stop))
-                    mine = z[:, :, part.start - some.start : part.stop - some.start]
-                    self._add(self._gradients(g[:, :, part], mine))
+                    mine = z[:, part.start - some.start : part.stop - some.start]
+                    self._add(self._gradients(call, g[:, part], mine))
         else:
-            parts = [self._gradients(g[:, :, some], z) for some, z in call.inputs()]
+            chunks = call.input_chunks(N)
+            parts = [self._gradients(call, g[:, some], z) for some, z in chunks]
             total = torch.cat(parts)
             self._pending = total if self._pending is None else self._pending + total
 
-    def _gradients(self, g: Tensor, z: Tensor) -> Tensor:
+    def _gradients(self, call: MatrixCall, g: Tensor, z: Tensor) -> Tensor:
         """``Σ_t g zᵀ``, ``[n, G, a, d]``."""
-        return g.permute(2, 0, 1, 3) @ self._extended(z).permute(2, 0, 3, 1)
+        left, right = _sides(call, g, self._extended(z))
+        return left.movedim(1, 0).mT @ right.movedim(1, 0)
 
     def _extended(self, z: Tensor) -> Tensor:
-        """``[G, d, ...]`` with a one below where the bias belongs to the weight."""
-        return torch.cat([z, z.new_ones(len(z), 1, *z.shape[2:])], 1) if self._joint else z
+        """``[..., d]`` with a one at the end where the bias belongs to the weight."""
+        return torch.cat([z, z.new_ones(*z.shape[:-1], 1)], -1) if self._joint else z
 
-    def _add_products(self, call: MatrixCall, g: Tensor) -> None:
+    def _add_products(self, call: MatrixCall, g: Tensor, N: int) -> None:
         """Without positions to sum over, squares of ``Qᵀ g`` and ``Uᵀ z`` multiply."""
         block = self._weight
         assert block is not None
         assert block.left is not None
         assert block.right is not None
-        if call.index not in self._inputs:  # the same for all columns
-            z = torch.cat([z[..., 0] for _, z in call.inputs()], 2)
-            z = self._extended(z).to(block.values.dtype)
-            self._inputs[call.index] = (block.right.mT @ z).square_()
-        g = (block.left.mT @ g.to(block.values.dtype)).square_()
-        self._values(block).baddbmm_(g, self._inputs[call.index].mT)
+        dtype = block.values.dtype
+        of_outputs, of_inputs = _sides(call, block.left, block.right)
+        if self._rotated_inputs is None:  # the same for all columns
+            z = torch.cat([z[:, :, 0] for _, z in call.input_chunks(N)], 1)
+            rotated = self._extended(z).to(dtype) @ of_inputs
+            self._rotated_inputs = rotated.square_()
+        g = (g.to(dtype) @ of_outputs).square_()
+        left, right = _sides(call, g, self._rotated_inputs)
+        self._values(block).baddbmm_(left.mT, right)
 
     def _add(self, gradients: Tensor) -> None:
         block = self._weight
@@ -105,7 +115,7 @@ class MatrixValues(LayerSums[MatrixCall]):
             self._add(self._pending)
             self._pending = None
         if self._pending_bias is not None and self._bias is not None:
-            b = self._pending_bias.movedim(2, 0)[..., None]  # [N, G, a, 1]
+            b = self._pending_bias.movedim(1, 0)[..., None]  # [N, G, a, 1]
             rotated = self._bias.rotate(b.to(self._bias.values.dtype), back=False)
             self._values(self._bias).add_(rotated.square_().sum(0))
             self._pending_bias = None
@@ -117,7 +127,7 @@ class MatrixValues(LayerSums[MatrixCall]):
 
 
 @final
-class TableValues(LayerSums[TableCall]):
+class TableValues(LayerSums[Embedding]):
     """Eigenvalues of an embedding: a datum touches only the rows of its tokens."""
 
     def __init__(self, block: EigenBlock):
@@ -125,12 +135,14 @@ class TableValues(LayerSums[TableCall]):
         self.tensors = {"values": torch.zeros_like(block.values)}
         self._pending: list[tuple[Tensor, Tensor]] = []
 
-    def receive(self, call: TableCall, g: Tensor) -> None:
-        """Keys of data and tokens, with their slopes."""
-        self._pending.append(call.slopes(g))
+    def receive(self, call: Embedding, g: Tensor, N: int) -> None:
+        """Keys of data and tokens, with their gradients."""
+        self._pending.append(
+            (call.keys(N), call.output_gradients(g[None], N).flatten(0, 3))
+        )
 
     def end_column(self) -> None:
-        """Slopes of the same token in the same datum are one gradient."""
+        """Gradients of the same token in the same datum are summed."""
         if not self._pending:
             return
         keys = torch.cat([k for k, _ in self._pending])
@@ -142,6 +154,38 @@ class TableValues(LayerSums[TableCall]):
         rows = values.new_zeros(len(touched), values.shape[1])
         rows.index_add_(0, which, g.to(values.dtype) @ U[0])
         values.index_add_(0, touched % len(values), rows.square_())
+
+    def blocks(self, Z: Tensor) -> list[Block]:
+        """One."""
+        return [replace(self._block, values=self.tensors["values"] / Z)]
+
+
+@final
+class TiedValues(LayerSums[Call]):
+    """Of a weight that is an embedding and a linear layer: the two gradients add up.
+
+    Takes the gradients of all data of a batch at a time.
+    """
+
+    def __init__(self, block: EigenBlock):
+        self._block = block
+        self.tensors = {"values": torch.zeros_like(block.values)}
+        self._pending: Tensor | None = None
+
+    def receive(self, call: Call, g: Tensor, N: int) -> None:
+        """The gradient of each datum, ``[N, 1, V, D]``."""
+        if isinstance(call, MatrixCall | Embedding):
+            of_data = call.weight_gradients(g[None], N)[0][:, None]
+            of_data = of_data.to(self._block.values.dtype)
+            self._pending = of_data if self._pending is None else self._pending + of_data
+
+    def end_column(self) -> None:
+        """Their squares."""
+        if self._pending is None:
+            return
+        rotated = self._block.rotate(self._pending, back=False)
+        self.tensors["values"] += rotated.square_().sum(0)
+        self._pending = None
 
     def blocks(self, Z: Tensor) -> list[Block]:
         """One."""
