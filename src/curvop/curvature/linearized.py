@@ -156,5 +156,6 @@ def refuse_if_changed(tensors: Sequence[Tensor], before: list[tuple[int, int]]) 
     if versions(tensors) != before:
         raise ValueError(
             "The parameters (or buffers) of the model have changed since the operator "
-            "was linearised: it would answer for the old ones. Call linearize() again."
+            "was linearised: products would be those of the old ones. Call linearize() "
+            "again."
         )

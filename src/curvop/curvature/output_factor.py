@@ -127,7 +127,7 @@ def output_factor(
         raise ValueError(
             f"Expected a prediction with the {num_data} data of the batch as leading axis, "
             f"got shape {tuple(outputs[0].shape)}. Keep the batch axis in the model, or "
-            "pass batch_size_fn, a function of X that tells the number of data."
+            "pass batch_size_fn, a function of X that returns the number of data."
         )
     way = way or DoubleBackward()
     if kind == "mc":

@@ -162,7 +162,7 @@ class Differences(Differentiation):
             advice = "" if dtype is torch.float64 else "; convert to float64"
             raise InaccurateError(
                 f"differences of first derivatives do not converge in {str(dtype)[6:]} "
-                f"(steps or sides differ by {error:.0e}: is there a kink?){advice}"
+                f"(steps, or sides, differ by {error:.0e}: is there a kink?){advice}"
             )
         self.error = max(self.error, error)
         return [b[None] for b in best]

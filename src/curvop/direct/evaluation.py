@@ -55,7 +55,7 @@ def _evaluate(layer: Layer, z: Tensor) -> Tensor:
     if is_random or not torch.equal(out.nan_to_num(), again.nan_to_num()):
         raise NonDeterministicError(
             f"Expected stages without randomness, but {layer.name} draws random numbers "
-            "or answers differently each time. Call model.eval(), or remove it."
+            "or gives another result each time. Call model.eval(), or remove it."
         )
     if not all(map(torch.equal, written, layer.buffers())):
         raise ValueError(

@@ -17,7 +17,7 @@ from curvop.scaling import norms, unit
 
 Function = Callable[[Tensor], Tensor]
 Truncation = Callable[[Tensor, Tensor, Function, int], Tensor]
-"""From ``T``, its quadrature, the function and ``N`` to what truncation may change."""
+"""``(T, value of its quadrature, f, N) ->`` a bound of the truncation error."""
 
 FEWEST_PROBES = 10
 # Sizes of a Krylov space at which the truncation error is computed.
@@ -60,7 +60,7 @@ def tridiagonals(
     The spaces are independent, and share products. All vectors are kept orthogonal.
 
     An invariant space cannot grow: its ``T`` is continued by decoupled copies of its
-    first entry. When all are invariant, the last ``T`` follows, whatever its size.
+    first entry. When all are invariant, the last ``T`` follows at once.
 
     Args:
         A: A symmetric matrix.

@@ -94,7 +94,7 @@ def scalar(value: Any) -> Tensor:
     if not value.isfinite():
         raise ValueError(
             "Expected a finite value of the function, got "
-            f"{float(value.detach())}. It has no derivatives there: look at the parameters "
+            f"{float(value.detach())}. It has no derivatives there: check the parameters "
             "and the data."
         )
     return value.reshape(())

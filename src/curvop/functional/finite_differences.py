@@ -79,9 +79,9 @@ def approximate_hvp(
     ps, (vs, answer) = list(named.values()), vector(v, named)
     if not all(p.is_leaf for p in ps):
         raise ValueError(
-            "Expected params that are leaves, got the result of a computation: moving it "
-            "would not move what it was computed from. Pass the tensors that func starts "
-            "from, or use exact_hvp."
+            "Expected params that are leaves, got the result of a computation: changing "
+            "it would not change what it was computed from. Pass the tensors that func "
+            "starts from, or use exact_hvp."
         )
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"Expected a positive number of samples, got {num_samples!r}.")

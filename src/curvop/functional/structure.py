@@ -65,7 +65,7 @@ def trainable(model: nn.Module) -> dict[Any, Tensor]:
     if not found:
         raise ValueError(
             "Expected a model with parameters that require a gradient, got none. Call "
-            ".requires_grad_() on those that count."
+            ".requires_grad_() on those to differentiate with respect to."
         )
     return parameters(found)
 
@@ -97,7 +97,7 @@ def vector(v: Structure, params: Mapping[Any, Tensor]) -> tuple[list[Tensor], An
         )
     if len(blocks) != len(ps):
         raise ValueError(
-            f"Expected v with {len(ps)} tensors, one a parameter, got {len(blocks)}."
+            f"Expected v with {len(ps)} tensors, one for each parameter, got {len(blocks)}."
         )
     for key, block, p in zip(params, blocks, ps, strict=True):
         _check(block, p, key)

@@ -92,7 +92,7 @@ class DenseLinearOperator(LinearOperator):
         A = A.detach()
         is_symmetric = _is_symmetric(A)
         if (symmetric or psd) and not is_symmetric:
-            raise ValueError("Tagged as symmetric, but the matrix differs from its T.")
+            raise ValueError("Tagged as symmetric, but the matrix is not.")
         inputs = _space(domain, A.shape[1], "domain")
         outputs = _space(codomain, A.shape[0], "codomain")
         super().__init__(

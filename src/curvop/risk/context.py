@@ -40,7 +40,7 @@ def preserved(device: torch.device, *generators: object) -> Iterator[None]:
 
     Args:
         device: Its generator is restored, too.
-        *generators: Further generators; whatever is no ``torch.Generator`` is skipped.
+        *generators: Further generators; other objects are skipped.
     """
     own = [g for g in generators if isinstance(g, torch.Generator)]
     states = [(g, g.get_state()) for g in own]

@@ -152,5 +152,5 @@ class Data:
         if seen and self.num_data is not None and seen != self.num_data:
             raise ValueError(
                 f"num_data says {self.num_data}, but the data holds {seen}. Leave "
-                "num_data out, or mend the data (drop_last? batch_size_fn?)."
+                "num_data out, or correct the data (drop_last? batch_size_fn?)."
             )

@@ -245,7 +245,7 @@ def _formula(loss_func: nn.Module) -> Any:
 
 
 def kind_of(loss_func: Any) -> Any:
-    """What tells losses apart: torch's class or function, or the user's own."""
+    """What identifies a loss: torch's class or function, or the user's own."""
     kind = _kind(loss_func)
     if kind is not None:
         return kind

@@ -1,4 +1,4 @@
-"""Random numbers of a datum: a function of its content, in whatever batch it comes.
+"""Random numbers of a datum: a function of its content, not of its batch.
 
 A generator would tie a sample to the position in the data; a shuffled loader, or other
 mini-batches, would then give another matrix. Here each datum's bits are hashed, and the

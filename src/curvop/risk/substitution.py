@@ -164,7 +164,7 @@ def copied(
 
 
 def modules_in(function: Callable[..., Any]) -> tuple[nn.Module, ...]:
-    """The modules that a model function refers to, as far as Python can tell.
+    """The modules that a model function refers to, as far as they can be found.
 
     Looks into closures, partials, methods, containers and attributes of objects, a few
     steps deep.

@@ -21,7 +21,7 @@ from curvop.checkpoint import Checkpoint
 from curvop.solvers.system import NOT_FINITE
 
 Memory = dict[str, Tensor]
-"""What a method remembers between steps: tensors ``[K, ...]``, a row for each column.
+"""The state of a method between steps: tensors ``[K, ...]``, a row for each column.
 
 ``norm`` is that of the residual which must become small, ``residual_norm`` that of
 ``b - A x``, ``norm_A`` is a lower bound of ``‖A‖``. ``floor`` is a level of ``norm`` at

@@ -99,7 +99,7 @@ def _estimated(
 ) -> tuple[Tensor, Tensor]:
     """The diagonal and its standard error, from products with signs."""
     if m < 2:
-        raise ValueError("Expected num_probes of at least 2, to see how they vary.")
+        raise ValueError("Expected num_probes of at least 2, to estimate their spread.")
     generator = source(generator)
     mean = torch.zeros(A.shape[1], dtype=A.dtype, device=A.device)
     spread = torch.zeros_like(mean)  # root of the sum of squared distances to the mean
