@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 
@@ -23,6 +24,23 @@ def integer(value: Any, name: str, low: int, high: int | float = math.inf) -> in
         upper = "" if high == math.inf else f" <= {high}"
         raise ValueError(f"Expected {low} <= {name}{upper}, got {n}.")
     return n
+
+
+def at_least(low: int, name: str, value: Any) -> int:
+    """An integer that is not below a bound.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is below.
+
+    >>> at_least(1, "maxiter", 100)
+    100
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"Expected {name} as an integer, got {type(value).__name__}.")
+    if value < low:
+        raise ValueError(f"Expected {name} of at least {low}, got {value}.")
+    return int(value)
 
 
 def tolerance(tol: Any) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector
 from curvop.solvers.iteration import Memory, Progress, iterate
@@ -18,7 +19,6 @@ from curvop.solvers.system import (
     INDEFINITE,
     UNSYMMETRIC,
     System,
-    check_count,
     check_number,
     dots,
     norms,
@@ -91,7 +91,7 @@ def cg(
     M = preconditioner(M, A)
     system = read_system(A, b, x0)
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
-    maxiter = 100 * A.shape[1] if maxiter is None else check_count("maxiter", maxiter)
+    maxiter = 100 * A.shape[1] if maxiter is None else at_least(1, "maxiter", maxiter)
     run = iterate(
         ConjugateGradients(A, system.B, M, shifts=torch.zeros_like(system.B[:, 0])),
         system.X,

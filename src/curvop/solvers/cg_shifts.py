@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector
 from curvop.solvers.cg import ConjugateGradients, direction_of
@@ -20,7 +21,6 @@ from curvop.solvers.system import (
     NOT_FINITE,
     UNSYMMETRIC,
     System,
-    check_count,
     check_number,
     dots,
     norms,
@@ -86,7 +86,7 @@ def cg_shifts(
     dampings = _dampings(shifts)
     system = _for_each(read_system(A, b), len(dampings))
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
-    maxiter = 100 * A.shape[1] if maxiter is None else check_count("maxiter", maxiter)
+    maxiter = 100 * A.shape[1] if maxiter is None else at_least(1, "maxiter", maxiter)
     lambdas = torch.tensor(dampings, dtype=system.B.dtype, device=A.device)
     tolerances = system.tolerances(norms(system.B), rtol, atol)
     with torch.no_grad():

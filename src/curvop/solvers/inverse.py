@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from curvop.arguments import at_least
 from curvop.operators import Blocks, LinearOperator, as_operator
 from curvop.solvers.cg import cg
 from curvop.solvers.lsmr import lsmr
@@ -12,7 +13,6 @@ from curvop.solvers.minres import minres
 from curvop.solvers.solution import NotConvergedError, Solution
 from curvop.solvers.system import (
     blocks_of,
-    check_count,
     check_number,
     divided,
     norms,
@@ -249,7 +249,7 @@ class NeumannInverseLinearOperator(LinearOperator):
             psd=A.psd,
         )
         self._A = A
-        self._num_terms = check_count("num_terms", num_terms)
+        self._num_terms = at_least(1, "num_terms", num_terms)
         self._scale = scale
         self._rtol = rtol
 
@@ -281,7 +281,7 @@ def _checked(
     return {
         "rtol": check_number("rtol", rtol),
         "atol": check_number("atol", atol),
-        "maxiter": None if maxiter is None else check_count("maxiter", maxiter),
+        "maxiter": None if maxiter is None else at_least(1, "maxiter", maxiter),
         "progressbar": progressbar,
     }
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector, as_operator
 from curvop.solvers.iteration import Memory, iterate
 from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
-    check_count,
     check_number,
     divided,
     norms,
@@ -76,7 +76,7 @@ def lsmr(
     system = read_system(A, b, x0)
     damp, rtol = check_number("damp", damp), check_number("rtol", rtol)
     atol = check_number("atol", atol)
-    maxiter = 100 * min(A.shape) if maxiter is None else check_count("maxiter", maxiter)
+    maxiter = 100 * min(A.shape) if maxiter is None else at_least(1, "maxiter", maxiter)
     method = LeastSquares(A, system.B, damp)
     run = iterate(
         method,

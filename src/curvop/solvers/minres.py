@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector
 from curvop.scaling import unit
@@ -17,7 +18,6 @@ from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
     INDEFINITE,
     UNSYMMETRIC,
-    check_count,
     check_number,
     divided,
     dots,
@@ -92,7 +92,7 @@ def minres(
         MinimalResiduals(A, system.B, M, check_number("shift", shift, least=-math.inf)),
         system.X,
         tolerances=system.tolerances(norms(system.B), rtol, atol),
-        maxiter=100 * A.shape[1] if maxiter is None else check_count("maxiter", maxiter),
+        maxiter=100 * A.shape[1] if maxiter is None else at_least(1, "maxiter", maxiter),
         name="minres",
         progressbar=progressbar,
         file=Checkpoint(None),

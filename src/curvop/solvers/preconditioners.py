@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from curvop.arguments import at_least
 from curvop.generators import source
 from curvop.operators import (
     DiagonalLinearOperator,
@@ -22,7 +23,6 @@ from curvop.operators import (
 from curvop.scaling import norms
 from curvop.solvers.system import (
     blocks_of,
-    check_count,
     check_number,
     rows_of,
     tagged,
@@ -78,7 +78,7 @@ def jacobi_preconditioner(
         raise ValueError(f"Expected a square matrix, got {A.shape}.")
     damping = check_number("damping", damping)
     if diagonal is None:
-        d, floor = _estimated(A, check_count("num_probes", num_probes), generator)
+        d, floor = _estimated(A, at_least(1, "num_probes", num_probes), generator)
     else:
         blocks, form = read(diagonal, A.input_space)
         if not form.is_vector:
@@ -163,7 +163,7 @@ def nystrom_preconditioner(
     A = tagged(A, "nystrom_preconditioner", "psd")
     damping = check_number("damping", damping)
     N = A.shape[1]
-    if check_count("rank", rank) > N:
+    if at_least(1, "rank", rank) > N:
         raise ValueError(f"Expected a rank of at most {N}, the size of A, got {rank}.")
     with torch.no_grad():
         U, values = _sketch(A, rank, source(generator))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -216,17 +216,3 @@ def check_number(name: str, value: Any, *, least: float = 0.0) -> float:
         bound = "" if least == -math.inf else f" of at least {least:g}"
         raise ValueError(f"Expected {name} as a finite number{bound}, got {value}.")
     return float(value)
-
-
-def check_count(name: str, value: Any) -> int:
-    """A positive integer.
-
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is not positive.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"Expected {name} as an integer, got {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"Expected {name} of at least 1, got {value}.")
-    return int(value)
