@@ -25,8 +25,9 @@ class GGNDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
     Cost: ``R`` backward passes to the inputs of the layers, of all data of a batch at once
     (Dangel, Kunstner, Hennig, "BackPACK: packing more into backprop", 2020, for the idea),
     and the squares of the gradients of each datum, which for linear layers on vectors take
-    one matrix product per batch. Parameters outside of linear layers, convolutions, norms
-    and embeddings are differentiated for each datum.
+    one matrix product per batch. Parameters outside of layers (linear and
+    bilinear ones, convolutions and transposed ones, norms, embeddings, the projections of
+    attention and of recurrent layers) are differentiated for each datum.
 
     Memory: the activations of one batch, and for a chunk of columns (``chunk_size``) once
     more, as a product of the matrix takes. Gradients of data, patches of convolutions and

@@ -77,7 +77,8 @@ class FactoredCurvatureLinearOperator(LinearOperator):
             al., "Kronecker-factored approximate curvature for modern neural network
             architectures", 2023).
         separate_weight_and_bias: A block for the bias and one for the weight, or one for
-            both. Scale and shift of a normalisation are always apart.
+            both. Scale and shift of a normalisation are always apart, and so are
+            weight and bias of a transposed convolution: they belong to other positions.
         seed: Of the samples. They depend on the content of a datum, not on its place.
         per: What has a gradient of its own in the empirical Fisher, see
             :class:`EFLinearOperator`.

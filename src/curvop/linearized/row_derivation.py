@@ -47,7 +47,8 @@ class RowsOfBatch:
     @property
     def flat(self) -> Tensor:
         """``S`` datum by datum, ``[R, N, m]``."""
-        return torch.cat([s.reshape(self.R, self.N, -1) for s in self.S], 2)
+        parts = [s.reshape(self.R, self.N, -1) for s in self.S]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def some(self, data: range) -> RowsOfBatch:
         """Some of the data.
