@@ -18,7 +18,7 @@ class GGNDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
     .. math:: D = \frac{1}{Z} \sum_n \sum_{r=1}^R \left( J_n^⊤ s_{n,r} \right)^2,
         \qquad \sum_r s_{n,r} s_{n,r}^⊤ = ∇²_f ℓ(f_n, y_n)
 
-    Stored; see :class:`CurvatureDiagonalLinearOperator` for what it offers. For losses that
+    Stored; see ``CurvatureDiagonalLinearOperator`` for what it offers. For losses that
     are not convex, the columns ``s`` have signs. ``R`` is the number of entries of a
     prediction for one datum, or ``mc_samples``.
 

@@ -344,7 +344,7 @@ class KFACLinearOperator(FactoredCurvatureLinearOperator):
     (Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
     curvature", 2015; Eschenhagen et al., 2023). See ``docs/kronecker.md`` for ``"reduce"``,
     for what counts as a position, and for where it is exact. Arguments are those of
-    :class:`FactoredCurvatureLinearOperator`.
+    ``FactoredCurvatureLinearOperator``.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -372,7 +372,7 @@ class EKFACLinearOperator(FactoredCurvatureLinearOperator):
     this basis are closer to the exact blocks in the Frobenius norm (George et al., "Fast
     approximate natural gradient descent in a Kronecker-factored eigenbasis", 2018). A
     second pass over the data. Arguments are those of
-    :class:`FactoredCurvatureLinearOperator`; there is no forward-only EKFAC.
+    ``FactoredCurvatureLinearOperator``; there is no forward-only EKFAC.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1, bias=False)
