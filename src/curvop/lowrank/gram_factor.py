@@ -31,8 +31,9 @@ class GramFactor(LinearOperator):
     time of Krylov methods (Dangel, Tatzel, Hennig, "ViViT: curvature access through the
     generalized Gauss-Newton's low-rank structure", 2022).
 
-    Made by :meth:`~curvop.GGNLinearOperator.factor` and :meth:`~curvop.EFLinearOperator.factor`. A product
-    multiplies ``V (Vᵀ x)``; no pass through the network where ``V`` is kept.
+    Made by :meth:`~curvop.GGNLinearOperator.factor` and
+    :meth:`~curvop.EFLinearOperator.factor`. A product multiplies ``V (Vᵀ x)``; no pass
+    through the network where ``V`` is kept.
 
     >>> import torch
     >>> from curvop import GGNLinearOperator

@@ -21,8 +21,8 @@ class GramInverseLinearOperator(LinearOperator):
 
     .. math:: (V V^⊤ + λ I)^{-1} = \frac{1}{λ} \left( I - V (V^⊤ V + λ I)^{-1} V^⊤ \right)
 
-    Made by :meth:`~curvop.lowrank.GramFactor.inverse`. A product solves and refines once, since the
-    difference cancels where ``λ`` is small.
+    Made by :meth:`~curvop.lowrank.GramFactor.inverse`. A product solves and refines once,
+    since the difference cancels where ``λ`` is small.
 
     Attributes:
         damping: ``λ``.
