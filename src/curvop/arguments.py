@@ -1,8 +1,9 @@
-"""Numbers that the user handed in, checked."""
+"""Numbers that the user passed, checked."""
 
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 
@@ -10,7 +11,7 @@ def integer(value: Any, name: str, low: int, high: int | float = math.inf) -> in
     """An integer in a range.
 
     Raises:
-        TypeError: If it is no integer.
+        TypeError: If it is not an integer.
         ValueError: If it is out of range.
 
     >>> integer(3, "k", 1)
@@ -25,11 +26,28 @@ def integer(value: Any, name: str, low: int, high: int | float = math.inf) -> in
     return n
 
 
+def at_least(low: int, name: str, value: Any) -> int:
+    """An integer that is not below a bound.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is below.
+
+    >>> at_least(1, "maxiter", 100)
+    100
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"Expected {name} as an integer, got {type(value).__name__}.")
+    if value < low:
+        raise ValueError(f"Expected {name} of at least {low}, got {value}.")
+    return int(value)
+
+
 def tolerance(tol: Any) -> float:
     """A relative tolerance.
 
     Raises:
-        TypeError: If it is no real number.
+        TypeError: If it is not a real number.
         ValueError: If it is negative, not below one, or NaN.
 
     >>> tolerance(0)

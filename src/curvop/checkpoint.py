@@ -17,22 +17,22 @@ from curvop.scaling import norm
 State = dict[str, Any]
 """Tensors, numbers, strings, booleans, ``None``, and lists, tuples and dicts of them."""
 
-# Written every so many products, hence the most that a killed run repeats.
+# Products between two writes, hence the most that a killed run repeats.
 EVERY = 5
 
 
 class Checkpoint:
     """A file that a run can be continued from.
 
-    Without a path nothing is written and nothing is found, so that an algorithm reads
-    the same with a checkpoint and without one.
+    Without a path nothing is written and nothing is found, so that the code of an algorithm
+    is the same with and without a checkpoint.
 
-    A run belongs to its problem: the name and settings of the algorithm, its tensors
-    (a right-hand side, say), and the matrix. Settings and tensors are hashed. The
-    matrix is known by one product with a fixed vector, equal to rounding.
+    A run belongs to its problem: the name and settings of the algorithm, its tensors (such
+    as a right-hand side), and the matrix. Settings and tensors are hashed. The matrix is
+    recognised by one product with a fixed vector, equal up to rounding.
 
-    The file has a checksum of all that it holds: no run goes on from a damaged one. One
-    without, written by a version that had none, is read.
+    The file has a checksum of its contents, and a damaged one is refused. Files without a
+    checksum, from earlier versions, are read.
 
     Args:
         path: The file, or ``None``.
@@ -71,7 +71,7 @@ class Checkpoint:
 
     @property
     def num_matvecs(self) -> int:
-        """Products that it took to know the matrix."""
+        """Number of products that it took to recognise the matrix."""
         return 0 if self._path is None else 1
 
     def load(self, *, finite: bool = False) -> State | None:
@@ -79,11 +79,11 @@ class Checkpoint:
 
         Args:
             finite: Whether to refuse a state with infinity or NaN, from which an iteration
-                cannot go on. Where results are kept they may say what is not known.
+                cannot continue. In stored results, they may mark unknown values.
 
         Raises:
             ValueError: If the file belongs to another problem, is damaged, holds what is
-                not finite, or is no checkpoint.
+                not finite, or is not a checkpoint.
         """
         if self._path is None or not self._path.exists():
             return None
@@ -94,7 +94,7 @@ class Checkpoint:
                 written = stored.pop("checksum", None)
                 problem, product = dict(stored["problem"]), stored["product"]
                 state: State = stored["state"]
-            except Exception as e:  # whatever the reader makes of foreign bytes
+            except Exception as e:  # for another kind of file, anything
                 raise ValueError(
                     f"Expected a checkpoint, got {self._path}, which cannot be read as "
                     f"one. {mend}"
@@ -124,7 +124,7 @@ class Checkpoint:
         return state
 
     def save(self, state: State) -> None:
-        """Write the state: after a crash at any moment the old file or the new is there."""
+        """Write the state; a crash at any moment leaves the old file or the new one."""
         if self._path is None:
             return
         stored: State = {"problem": self._problem, "product": self._product, "state": state}
@@ -141,7 +141,7 @@ class Checkpoint:
             raise
 
     def due(self, before: int, after: int) -> bool:
-        """Whether to write, when products went from ``before`` to ``after`` in number."""
+        """Whether to write, after products went from ``before`` to ``after`` in number."""
         return self._path is not None and after // EVERY > before // EVERY
 
 

@@ -1,4 +1,4 @@
-"""Whether what was read from a file is what was written to it, and made of numbers."""
+"""Checksums of the contents of a file, and a search for values that are not finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def checksum(value: Any) -> str:
-    """SHA-256 of numbers, words, every bit of tensors, and of what is made of these.
+    """SHA-256 of numbers, strings and the bits of tensors, in any nesting.
 
     >>> checksum({"v": torch.zeros(2)}) == checksum({"v": torch.tensor([0.0, -0.0])})
     False
@@ -23,7 +23,7 @@ def checksum(value: Any) -> str:
 def not_finite(value: Any, name: str = "") -> Iterator[str]:
     """Names of tensors in a state that have an infinite entry or NaN, of numbers NaN.
 
-    Lists of numbers may say NaN where something is not known yet.
+    Lists of numbers may have NaN for values that are not known yet.
 
     >>> list(not_finite({"mean": torch.tensor([1.0, torch.nan]), "sketch": {"size": 3}}))
     ['mean']
@@ -43,7 +43,7 @@ def not_finite(value: Any, name: str = "") -> Iterator[str]:
 
 
 def _described(value: Any) -> Any:
-    """The same with tensors as words."""
+    """The same with strings in place of tensors."""
     if isinstance(value, Tensor):
         t = value.detach().cpu().contiguous()
         content = hashlib.sha256(t.reshape(-1).view(torch.uint8).numpy().data)

@@ -17,10 +17,9 @@ class Eigenpairs:
             in a generalised problem.
         residuals: ``‖A v - λ v‖``, or ``‖A v - λ P v‖``, ``[k]``, from products.
         status: ``"converged"``; ``"maxiter"``; ``"inaccurate"``, if the matrix is noisier
-            than the tolerance; or ``"interrupted"``, which has what had converged by then.
-        num_matvecs: Number of products with the matrix, and with its inverse if that was
-            given, that it took: those for missed copies, for the residuals and for the
-            checkpoint included.
+            than the tolerance; or ``"interrupted"``, with the pairs converged by then.
+        num_matvecs: Number of products with the matrix, and with its inverse if given,
+            including those for missed copies, residuals and the checkpoint.
     """
 
     values: Tensor  # [k]

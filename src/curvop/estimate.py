@@ -1,4 +1,4 @@
-"""Numbers that were estimated, with their error bars."""
+"""Estimates with standard errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Estimate(Generic[Value]):
     """An estimate with its standard error.
 
     Attributes:
-        value: The estimate; a scalar tensor where it was asked for with its graph.
+        value: The estimate; a scalar tensor with a graph if that was asked for.
         standard_error: Standard deviation of ``value`` over repetitions of the
             estimation, itself estimated from the samples; ``nan`` from one sample. Some
             estimators widen it for few samples: they say so.

@@ -11,15 +11,15 @@ from torch import Generator
 def source(
     generator: Any = None, *, seed: int | None = None, device: torch.device | str = "cpu"
 ) -> Generator:
-    """The generator, or a fresh one; the global ones are left alone.
+    """The generator, or a fresh one; the global ones are not used.
 
     Args:
-        generator: What the user handed in.
-        seed: Of a fresh one; by default the operating system's.
-        device: Of a fresh one.
+        generator: What the user passed.
+        seed: Seed of a fresh one; by default from the operating system.
+        device: Device of a fresh one.
 
     Raises:
-        TypeError: If it is no generator.
+        TypeError: If it is not a generator.
 
     >>> source(seed=3).initial_seed()
     3

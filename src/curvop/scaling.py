@@ -1,11 +1,11 @@
-"""Squares of vectors of any size: taken of the vector over a power of two.
+"""Norms and squares without over- or underflow: of vectors divided by a power of two.
 
-What a solver, a spectrum or an estimator finds of ``c A`` follows from what it finds of
-``A``. Only squares stand in the way: in single precision those of 1e-23 are zero, those
-of 1e20 infinite. So no square is taken but of entries of the order of one, or in double
+The results of a solver, spectrum or estimator for ``c A`` should follow from those for
+``A``. Squares would prevent this: in single precision those of 1e-23 are zero, those of
+1e20 infinite. Squares are therefore taken only of entries of the order of one, or in double
 precision of numbers in single; everything else is of degree one in ``A``, in ``A⁻¹``, or
-of degree zero. Division by a power of two is exact, so that with a ``c`` that is one the
-results are the same to the last bit.
+of degree zero. Division by a power of two is exact, so that if ``c`` is one the results are
+the same to the last bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# The bits of a number that are its exponent, and the integers to see them in.
+# The exponent bits of a number, and the type of integer to read them in.
 EXPONENTS = {
     torch.float64: (torch.int64, 0x7FF << 52),
     torch.float32: (torch.int32, 0xFF << 23),
@@ -23,14 +23,14 @@ EXPONENTS = {
 
 
 def unit(V: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
-    """The power of two next below the largest magnitude along ``dim``, which stays.
+    """The power of two next below the largest magnitude along ``dim``, which is kept.
 
-    Of zeros it is the least normal number, which they may be divided by. Other than
+    For zeros it is the least normal number, so that they may be divided by it. Unlike
     :func:`torch.ldexp`, this is exact.
 
     Args:
         V: Numbers.
-        dim: Along which to look; ``None`` for all.
+        dim: The axis; ``None`` for all.
 
     >>> unit(torch.tensor([[3.0, -5.0], [1e-30, 0.0]]), dim=1).log2()
     tensor([[   2.],

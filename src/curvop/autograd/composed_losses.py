@@ -1,4 +1,4 @@
-"""Losses whose torch kernels cannot be differentiated twice, composed of what can."""
+"""Losses whose torch kernels cannot be differentiated twice, composed of others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 class ComposedLosses(TorchFunctionMode):
-    """Within this context the losses of this file stand in for torch's."""
+    """Context in which the losses of this file replace those of torch."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -141,7 +141,7 @@ def _delayed(x: Tensor, steps: int, fill: float) -> Tensor:
 
 
 def _never(x: Tensor) -> float:
-    """Logarithm of no probability: finite, since the slopes at -inf are NaN."""
+    """In place of ``log 0``: finite, since derivatives at ``-inf`` are NaN."""
     return torch.finfo(x.dtype).min / 4
 
 

@@ -1,4 +1,4 @@
-"""Plain autograd on a graph: gradients and pull-backs, zero where nothing depends."""
+"""Gradients and vector-Jacobian products on a graph; zero where it has no path."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def leaves_of(outputs: Sequence[Tensor]) -> list[Tensor]:
 def gradient(
     output: Tensor, params: Sequence[Tensor], *, create_graph: bool = True
 ) -> list[Tensor]:
-    """The gradient, by default to be differentiated again; zero where unused."""
+    """The gradient, by default differentiable; zero for unused parameters."""
     one = [torch.ones_like(output)]
-    return pullback([output], params, one, create_graph=create_graph, keep=create_graph)
+    return graph_vjp([output], params, one, create_graph=create_graph, keep=create_graph)
 
 
-def pullback(
+def graph_vjp(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
@@ -56,14 +56,14 @@ def pullback(
     create_graph: bool,
     keep: bool,
 ) -> list[Tensor]:
-    """``Jᵀ u`` for outputs in a graph; what depends on nothing adds nothing.
+    """``Jᵀ u`` for outputs in a graph; constant outputs add nothing.
 
     Args:
         outputs: Tensors in a graph.
         inputs: Tensors that the graph starts from.
         cotangents: ``u``, one for each output.
-        create_graph: Whether the answer can be differentiated.
-        keep: Whether the graph serves again; otherwise its memory is freed on the way.
+        create_graph: Whether the result can be differentiated.
+        keep: Whether the graph is used again; otherwise its memory is freed.
     """
     used = [(o, u) for o, u in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not used:
@@ -78,14 +78,14 @@ def pullback(
         allow_unused=True,
         materialize_grads=True,
     )
-    # of a sparse embedding, say
+    # of an embedding with sparse gradients, for instance
     return [g if g.layout is torch.strided else g.to_dense() for g in grads]
 
 
-def pull(
+def column_vjp(
     outputs: Sequence[Tensor], params: Tensors, U: Blocks, *, keep: bool = True
 ) -> Blocks:
-    """``Jᵀ u`` for one column ``[1, *m_i]``; by default the graph serves further ones."""
+    """``Jᵀ u`` for one column ``[1, *m_i]``; by default the graph is kept."""
     u = [column[0] for column in U]
-    grads = pullback(outputs, params, u, create_graph=False, keep=keep)
+    grads = graph_vjp(outputs, params, u, create_graph=False, keep=keep)
     return [g[None] for g in grads]

@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 def within(
     context: Callable[[], AbstractContextManager[Any]], f: Callable[..., Value]
 ) -> Callable[..., Value]:
-    """The same function, evaluated within a context: of other kernels, say."""
+    """The same function, evaluated within a context (of other kernels, for instance)."""
 
     def evaluate(*args: Any) -> Value:
         with context():
@@ -49,7 +49,7 @@ class _Switch:
     """A setting of the process that several threads may need at once.
 
     Args:
-        setting: What is set by the first to come, and restored by the last to leave.
+        setting: Entered by the first thread, and left by the last one.
     """
 
     def __init__(self, setting: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -86,7 +86,7 @@ def _composed_attention() -> Iterator[None]:
 
 
 def kernels_for(modules: Sequence[nn.Module]) -> Callable[[], AbstractContextManager[Any]]:
-    """What the calls of a model need besides; most need nothing.
+    """A context for the calls of a model; most models need none.
 
     Args:
         modules: The modules that the model calls.
@@ -126,8 +126,8 @@ _recurrence = _Switch(_composed_recurrence)
 class _ConstantPadding(TorchFunctionMode):
     """The padding row of an embedding is a constant.
 
-    Reverse mode knows that, forward mode does not (torch 2.13): ``Jᵀ`` would not be the
-    transpose of ``J``.
+    Reverse mode treats it so, forward mode does not (torch 2.13): without this, ``Jᵀ``
+    would not be the transpose of ``J``.
     """
 
     def __torch_function__(

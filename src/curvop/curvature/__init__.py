@@ -1,4 +1,4 @@
-"""Matrices of an empirical risk."""
+"""Hessian, GGN, empirical Fisher and Jacobian of a model over data, proven when built."""
 
 from curvop.curvature.base import CurvatureLinearOperator
 from curvop.curvature.determinism import NonDeterministicError, differences

@@ -1,4 +1,4 @@
-"""CurvatureLinearOperator: iterate over the data, scale, reduce."""
+"""Curvature matrices: sum over the data, divide once, prove when built."""
 
 from __future__ import annotations
 
@@ -70,49 +70,50 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
     Args:
         model_func: An ``nn.Module``; a callable ``X -> prediction`` over the given
             parameters; or, with ``params`` a dict, a callable
-            ``(params, X) -> prediction``. Left exactly as found. Of a prediction with
-            an attribute ``logits``, as in ``transformers``, those are taken.
+            ``(params, X) -> prediction``. It is not changed. If the prediction has an
+            attribute ``logits``, as in ``transformers``, that is used.
         loss_func: A torch loss module, or a callable ``(prediction, y) -> scalar``; or
             ``(prediction, y, weight)``, for batches with weights. It may have parameters
             of its own, and depend on those of the model: the Hessian and the empirical
-            Fisher follow, matrices of the prediction alone refuse.
+            Fisher take these terms into account, matrices of the prediction alone raise an
+            error.
         params: List of tensors (their order is the order of the blocks), dict from names
             to tensors, or ``model.named_parameters()``; a module stands for all of its
             parameters that require a gradient. Other parameters are constants.
         data: A re-iterable of mini-batches ``(X, y)``: tensors, or nested tuples, lists
             and mappings of tensors, taken as constants and moved to the device of the
-            parameters. Of a mapping with an entry ``labels``, ``targets``, ``target`` or
-            ``y``, that is ``y``, and ``X`` the mapping without it.
+            parameters. In a mapping, the entry ``labels``, ``targets``, ``target`` or ``y``
+            is ``y``, and ``X`` is the mapping without it.
         progressbar: Show a bar over the mini-batches of each product.
         check_deterministic: Pass over the data twice on construction and compare loss
-            and gradient; also checks what is assumed about a loss of your own, and proves
-            on a few data that products are right: see :attr:`proof`.
+            and gradient; also checks what is assumed about your own loss, and proves on a
+            few data that products are right: see :attr:`proof`.
         num_data: Number of data, checked at each pass.
-        batch_size_fn: Function of ``X`` that tells the number of data in a batch; by
+        batch_size_fn: Function of ``X`` that returns the number of data in a batch; by
             default the leading axis.
         block_sizes: Numbers of consecutive parameters per block; the operator is then
             the block-diagonal of the matrix. By default one block: the full matrix.
-        reduction: ``"mean"`` or ``"sum"`` for a callable loss that does not tell, or a
-            callable ``(prediction, y) ->`` the number that the mean was divided by.
+        reduction: ``"mean"`` or ``"sum"`` for a callable loss that does not state it, or
+            a callable ``(prediction, y) ->`` the number that the mean was divided by.
         chunk_size: Number of columns that are multiplied at once; ``None`` for all.
             ``"auto"`` takes eight, so that the activations' tangents take at most eight
-            times the memory of the activations; of small models, where that is little,
-            as many as keep a million parameters or inputs in a chunk; Hessians of wide
-            convolutional networks on a CPU one after the other, which is quicker.
+            times the memory of the activations; for small models more, up to a million
+            parameters or inputs in a chunk; for Hessians of wide convolutional networks
+            on a CPU one, which is quicker.
         process_group: A ``torch.distributed`` group in which each rank holds its share
             of the data (a rank may hold none). Every rank multiplies the same vector,
             and the divisor is global. One collective per product.
         differentiation: ``"func"`` (``torch.func``: forward mode and vmap),
             ``"backpack"`` (double backward over one graph: any op, any callable),
-            ``"differences"`` (central differences of first derivatives: whatever can be
-            trained, in double precision where the model can be copied), or ``"auto"``:
-            the first that gives the right product, with a warning when that is not the
-            first of all.
-        unpack: For batches in another form: function of a batch that returns ``(X, y)``.
+            ``"differences"`` (central differences of first derivatives: every model that
+            can be trained, in double precision if the model can be copied), or
+            ``"auto"``: the first of these that gives the right product, with a warning if
+            others had to be passed over.
+        unpack: For batches in other forms: a function of a batch that returns ``(X, y)``.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument does not fit; the message says how to mend it.
+        ValueError: If an argument does not fit; the message says how to fix it.
         NonDeterministicError: If two products differ.
         WrongDerivativeError: If no way to differentiate gives the right product.
     """
@@ -166,7 +167,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         if check_deterministic:
             with risk.context():
                 found = self.check_deterministic()
-                if found is not None:  # a rank without data knows nothing
+                if found is not None:  # on a rank without data there is nothing to prove
                     self.ways, self._proof = found
 
     # ---------------------------------------------------- what subclasses do
@@ -174,7 +175,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
     risk: Risk
     diagonal_blocks: tuple[slice, ...]
 
-    # Which derivatives products are made of.
+    # The derivatives that a product consists of.
     _derivatives: ClassVar[tuple[Kind, ...]] = ("jvp", "hessian")
 
     @abstractmethod
@@ -190,17 +191,17 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         """Multiply the matrix of one batch's *summed* loss onto ``M``: ``[K, *n_i]``.
 
         Returns:
-            The product, ``[K, *n_i]``, and what :meth:`Risk.tally` tells of the batch.
+            The product, ``[K, *n_i]``, and :meth:`Risk.tally` of the batch.
         """
 
     # ------------------------------------------------------------ the product
 
     @property
     def columns_at_once(self) -> int | None:
-        """A chunk where passing over the data again costs nothing: it is in memory.
+        """A chunk if the data is in memory, where another pass over it costs nothing.
 
-        The primal work is then done for each chunk, a tenth of the tangents' work; but of
-        all columns at once only the result exists.
+        The forward pass is then repeated for each chunk, a tenth of the work for tangents;
+        in return, nothing but the result has the width of all columns.
         """
         is_cheap = isinstance(self.risk.data.source, list | tuple)
         if self.chunk_size != "auto" or self.risk.process_group is not None or not is_cheap:
@@ -219,7 +220,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
             return trailing(product)
 
     def _product(self, V: Blocks) -> tuple[Blocks, CurvatureLinearOperator]:
-        """The product over all data, and the operator that knows which way works."""
+        """The product over all data, and the operator with the way that worked first."""
         (*sums, loss, share), op = self.sum_over_data(V)
         Z = self.risk.divisor(loss, share)
         return [b.div_(Z).to(self.dtype) for b in sums], op
@@ -228,10 +229,10 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         """Summed product, loss and divisor over all batches and ranks.
 
         Args:
-            V: What to multiply onto, ``[K, *n_i]``.
+            V: The columns, ``[K, *n_i]``.
 
         Returns:
-            The sums, and the operator that knows which way to differentiate works.
+            The sums, and the operator with the way to differentiate that worked first.
         """
         size = sum(v.numel() for v in V) + 2
         with failing_together(size, self.risk.process_group, self.dtype, self.device):
@@ -244,7 +245,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         """Summed product, loss and divisor of these batches.
 
         Returns:
-            The sums, and the operator that knows which way to differentiate works.
+            The sums, and the operator with the way to differentiate that worked first.
         """
         wide = torch.promote_types(self.dtype, torch.float32)  # sums of half precision
         sums = [torch.zeros_like(v, dtype=wide) for v in V]
@@ -262,13 +263,13 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
     def batch_product(
         self, X: Any, y: Any, V: Blocks
     ) -> tuple[CurvatureLinearOperator, tuple[Blocks, Aux]]:
-        """The product of one batch, and the operator for the next: it knows the way."""
+        """The product of one batch, and the operator with the way that worked first."""
         chunk = self._columns_per_pass(X)
 
         def attempt(way: Differentiation) -> tuple[Blocks, Aux]:
             op = self._with(ways=(way,), chunk_size=chunk)
             if way is not self.ways[0] and self._proof.doubt != UNCHECKED:
-                op._proven(X, y)  # what others fail on is here
+                op._proven(X, y)  # this batch is where the other way fails
             if isinstance(way, Differences):
                 return op._matmat_differences(X, y, V)
             return op._matmat_blocks(X, y, V)
@@ -290,7 +291,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
             way: How to differentiate.
             X: Inputs.
             y: Targets.
-            V: What to multiply onto, ``[K, *n_i]``.
+            V: The columns, ``[K, *n_i]``.
             at: Parameters other than the operator's own.
         """
         risk = self.risk if at is None else replace(self.risk, parameters=at)
@@ -302,7 +303,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         return self._with(risk=risk, diagonal_blocks=(slice(None),))
 
     def _matmat_differences(self, X: Any, y: Any, V: Blocks) -> tuple[Blocks, Aux]:
-        """In double precision, or in their own where no copy can be made."""
+        """In double precision, or in that of the parameters if there can be no copy."""
         try:
             op, X_, y_ = self.in_double(X, y)
             return op._matmat_blocks(X_, y_, V)
@@ -335,7 +336,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
     # -------------------------------------------------------------- the proof
 
     def subject(self, X: Any, y: Any) -> Subject:
-        """What is to be proven on a batch."""
+        """The matrix of one batch, to be proven."""
         risk, chunk = self.risk, self._columns_per_pass(X)
 
         def multiply(way: Differentiation, V: Blocks) -> Blocks:
@@ -377,7 +378,7 @@ class CurvatureLinearOperator(DifferentiatedLinearOperator):
         return check(self.risk, self._proven, multiply)
 
     def _proven(self, X: Any, y: Any) -> Found:
-        """The ways that are right on some data, and what is known of the first."""
+        """The ways from the first that is right on some data, and its proof."""
         return prove(self.ways, self.subject(X, y), probes(self.risk.parameters))
 
 
@@ -400,7 +401,7 @@ def _as_blocks(block_sizes: Sequence[int] | None, n: int) -> tuple[slice, ...]:
 
 
 def _warn_of_batch_statistics(model_func: Any, data: Data) -> None:
-    """Batch norm in train mode makes the risk depend on how the data is cut."""
+    """Warn of batch norm in train mode: the risk depends on how the data is batched."""
     if not isinstance(model_func, nn.Module):
         return
     if data.num_batches == 1:

@@ -1,4 +1,4 @@
-"""Which layer, function or custom function is at fault, where a derivative is wrong."""
+"""The layer, function or custom function whose derivative is wrong."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Call:
     """A call of a function in the forward pass.
 
     Attributes:
-        name: What the function is called.
-        where: The layer that called it; empty outside of every layer.
+        name: Name of the function.
+        where: The layer that called it; empty outside of layers.
         function: The function.
-        args: Its arguments.
-        kwargs: Those with a name.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
     """
 
     name: str
@@ -55,10 +55,10 @@ def culprit(
     at: Parameters,
     kinds: Sequence[Kind],
 ) -> str:
-    """Name what a way differentiates wrongly.
+    """Name the function that a way differentiates wrongly.
 
     Each function that the forward pass calls is differentiated alone and compared with
-    differences. Custom functions show in autograd's graph only: they are named where no
+    differences. Custom functions appear only in autograd's graph: they are named if no
     function of torch is at fault, with the innermost layer whose derivative is wrong.
 
     Args:
@@ -68,8 +68,8 @@ def culprit(
         kinds: Which derivatives are needed.
 
     Returns:
-        For instance ``"custom function Square in layer '1' (Odd)"``; empty if there is
-        nothing to be found.
+        For instance ``"custom function Square in layer '1' (Odd)"``; empty if none is
+        found.
     """
     noted = _Noted()
     with torch.enable_grad(), at.leaves() as params, _layers(noted), noted:
@@ -93,7 +93,7 @@ def _in(where: str) -> str:
 
 @dataclass
 class _Noted(TorchFunctionMode):
-    """Calls of functions and layers, as they come.
+    """Calls of functions and layers, in their order.
 
     Attributes:
         calls: Functions of torch.
@@ -111,11 +111,11 @@ class _Noted(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Note the call, with its arguments as they are before."""
+        """Note the call, with its arguments as they were before it."""
         kwargs = kwargs or {}
         held = _held(args), _held(kwargs)
         out = func(*args, **kwargs)
-        # without gradients is the inside of a custom function, and what is detached
+        # no gradients: inside of a custom function, or detached
         moves = torch.is_grad_enabled() and isinstance(out, Tensor | tuple | list)
         if moves and any(t.requires_grad for t in nested.tensors(out)):
             name = resolve_name(func) or getattr(func, "__name__", str(func))
@@ -125,7 +125,7 @@ class _Noted(TorchFunctionMode):
 
 
 def _held(x: Any) -> Any:
-    """Values that a call in place does not change, and which of them move."""
+    """Copies, which an in-place call does not change, with their ``requires_grad``."""
 
     def copied(t: Tensor) -> Tensor:
         return constant(t).clone().requires_grad_(t.requires_grad)
@@ -139,7 +139,7 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _layers(noted: _Noted) -> Iterator[None]:
-    """Note the layers of this thread, whatever they are part of."""
+    """Note all layers that are called in this thread."""
     thread = threading.get_ident()
     names: dict[int, str] = {}
 
@@ -175,7 +175,7 @@ def _layers(noted: _Noted) -> Iterator[None]:
 
 
 def _custom_functions(outputs: Any, until: Iterable[Any] = ()) -> tuple[str, ...]:
-    """Names of the custom functions that outputs were computed by."""
+    """Names of the custom functions in the graph of some outputs."""
     todo: list[Any] = [t.grad_fn for t in nested.tensors(outputs) if t.grad_fn is not None]
     seen, found = set(until), dict[str, None]()
     while todo:
@@ -192,7 +192,7 @@ def _custom_functions(outputs: Any, until: Iterable[Any] = ()) -> tuple[str, ...
 def _is_wrong(
     way: RiskDifferentiation, call: Call, kinds: Sequence[Kind], device: torch.device
 ) -> bool:
-    """Whether a way's derivative of one function is not that of differences."""
+    """Whether a way's derivative of one function differs from that of differences."""
     moving = [
         t
         for t in nested.tensors((call.args, call.kwargs))
@@ -205,7 +205,7 @@ def _is_wrong(
     def outputs(values: Sequence[Tensor]) -> Outputs:
         def value(t: Tensor) -> Tensor:
             i = position.get(id(t))
-            # a function in place writes into a copy
+            # an in-place function writes to a copy
             return constant(t).clone() if i is None else values[i].clone()
 
         args, kwargs = (nested.map_tensors(value, a) for a in (call.args, call.kwargs))

@@ -1,4 +1,4 @@
-"""The determinism check: an outside observer that passes over the data twice."""
+"""The determinism check: two passes over the data, and the proof in between."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class NonDeterministicError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sample:
-    """What is found on the first batch.
+    """Results for the first batch.
 
     Attributes:
         X: Inputs of a few data.
         y: Their targets.
-        is_random: Whether the gradient of the batch is another one the second time.
+        is_random: Whether the gradient of the batch differs when computed again.
     """
 
     X: Any
@@ -52,33 +52,33 @@ def check_deterministic(
 ) -> Found | None:
     """Pass over the data twice and compare; prove the product on a few data.
 
-    Whatever is random in the data shows in the loss, which the second pass is for. What is
-    random in the model shows in the gradient of the first batch, computed twice. Products
-    decide where only that differs: a gradient may vanish by cancellation between data, so
-    that nothing but rounding is left of it.
+    Randomness of the data is noticed in the loss, for which the second pass is made;
+    randomness of the model in the gradient of the first batch, computed twice. If only the
+    gradients differ, products decide: a gradient may vanish by cancellation between data,
+    and then consists of rounding errors.
 
-    The generators run on from the first pass to the second, so that dropout and
-    shuffling show; the caller restores them.
+    The random generators are not reset between the passes, so that dropout and shuffling
+    are noticed; the caller restores them.
 
     Args:
         risk: The risk.
-        prove: Of a few data, the ways to differentiate from the first that is right, and
-            what is known of it; see :func:`prove`.
-        multiply: Summed product, loss and divisor with a vector, over all data, by some
-            ways; ``None`` for those at hand.
+        prove: ``(X, y) ->`` the ways to differentiate from the first that is right, and
+            its proof; see :func:`prove`.
+        multiply: ``(ways, v) ->`` summed product, loss and divisor over all data; by
+            default in the operator's own ways.
 
     Returns:
-        What the proof found; ``None`` for a rank without data.
+        The result of ``prove``; ``None`` for a rank without data.
 
     Raises:
         NonDeterministicError: If the passes differ, with what differed and where.
         ValueError: If the loss is not finite, or the data does not fit.
     """
     sample: list[Sample] = []
-    # of a callable only its additivity is assumed: one batch needs no adding
+    # of a callable, only additivity over batches is assumed: one batch needs no check
     alone = risk.loss.terms is None and risk.data.num_batches == 1
     verify = not risk.loss.is_trusted and not alone
-    # summed in single precision at least, but computed in that of the parameters
+    # sums are in single precision at least, terms in that of the parameters
     rounding = tolerance(*(p.dtype for p in risk.parameters.tensors))
 
     def look(X: Any, y: Any, parts: Sequence[Tensor], prediction: Any) -> None:
@@ -95,7 +95,7 @@ def check_deterministic(
     refuse_not_finite(slope, [], risk.parameters.names, "gradient")
     if not any(bool(b.any()) for b in slope):
         risk.check_dependence()
-    del slope  # its memory
+    del slope  # to free its memory
     found: Found | Exception | None = None
     try:
         for part in sample:
@@ -113,7 +113,7 @@ def check_deterministic(
         if any(product) or any(is_other):
             raise NonDeterministicError(_diagnosis(risk, product, *is_other))
     if isinstance(found, Exception):
-        raise found  # of a model that is at least deterministic
+        raise found  # only now: a lack of determinism would be the better message
     return found
 
 
@@ -126,7 +126,7 @@ def _loss(risk: Risk, X: Any, y: Any) -> Tensor:
 
 
 def _loss_over_data(risk: Risk, sample: list[Sample], found: object) -> list[Tensor]:
-    """Loss, divisor, and the number of ranks that have found something random."""
+    """Loss, divisor, and the number of ranks with a random gradient."""
     at, group = risk.parameters, risk.process_group
     loss = torch.zeros((), dtype=torch.promote_types(at.dtype, torch.float32))
     sums = [loss, torch.zeros((), dtype=torch.float64), torch.zeros_like(loss)]
@@ -156,7 +156,7 @@ def differences(
 
 
 def _diagnosis(risk: Risk, product: list[bool], loss: bool, share: bool) -> str:
-    """What differed between the passes, in which batch, and the usual cause."""
+    """A message: what differs between the passes, in which batch, and the usual cause."""
     names = risk.parameters.names or [str(i) for i in range(len(product))]
     what = [
         "the loss" if loss else "",

@@ -1,4 +1,4 @@
-"""Matrices that are differentiated: by one of several ways, proven, for many products."""
+"""Matrices of derivatives: ways to differentiate, their proof, ``linearize()``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class DifferentiatedLinearOperator(LinearOperator):
     """A matrix of derivatives of a model over data.
 
     Attributes:
-        risk: What it is a matrix of.
-        ways: Ways to differentiate, the one in use first.
+        risk: The empirical risk, or the predictions, that are differentiated.
+        ways: Ways to differentiate; the first one is in use.
         chunk_size: Number of columns that are multiplied at once, as asked for.
     """
 
@@ -43,12 +43,12 @@ class DifferentiatedLinearOperator(LinearOperator):
 
     @property
     def differentiation(self) -> Way:
-        """The way that products are differentiated."""
+        """The way to differentiate, as an argument ``differentiation=`` names it."""
         return CALLED[self.ways[0].name]
 
     @property
     def proof(self) -> Proof:
-        """What is known of the products, from construction.
+        """What is known of the products since construction.
 
         >>> import torch
         >>> from curvop import HessianLinearOperator
@@ -62,7 +62,7 @@ class DifferentiatedLinearOperator(LinearOperator):
 
     @property
     def relative_error(self) -> float | None:
-        """Estimated relative error of products so far; ``None`` where it is rounding."""
+        """Estimated relative error of products by differences so far; else ``None``."""
         way = self.ways[0]
         return way.error if isinstance(way, Differences) else None
 
@@ -83,27 +83,27 @@ class DifferentiatedLinearOperator(LinearOperator):
         GGN and empirical Fisher keep the rows of the Jacobian where those are few, or
         the factors ``δ ⊗ z`` of each linear layer and convolution where that takes fewer
         multiplications: a product then needs no pass through the network. Otherwise the
-        product is recorded once per shape of batch and split: what depends on parameters
-        and data only runs once and is kept, what depends on the vector is replayed.
-        Small batches are put together. Models that cannot be recorded keep autograd's
-        graphs instead. Whatever the form, its first product is compared with the
-        operator's own. The operator itself keeps nothing; the value that is returned
-        holds the data.
+        product is recorded once per shape of batch and split: the part that depends on
+        parameters and data only runs once and is kept, the part that depends on the vector
+        is replayed. Small batches are concatenated. For models that cannot be recorded,
+        autograd's graphs are kept instead. In every form, the first product is compared
+        with the operator's own. The operator itself keeps nothing; the result holds the
+        data.
 
         Args:
             memory_budget: Bytes to keep at most, beyond parameters and data; what does
                 not fit is recomputed at each product. By default everything is kept.
-            num_products: Number of products to come. Recording is chosen only when they
-                repay it.
-            batch_size: Number of data up to which batches are put together; by default
-                as many as the caches hold.
+            num_products: Number of products that you will compute. Recording is chosen
+                only if they make up for its time.
+            batch_size: Number of data up to which batches are concatenated; by default
+                as many as fit into the processor's caches.
             compile: Compile the recorded product with ``torch.compile``, ``True`` or the
                 name of a backend; several columns are compiled when they first come.
 
         Returns:
-            An operator that tells ``nbytes()``, ``form``, ``setup_seconds`` and
-            ``compile_seconds``. It refuses to multiply once a parameter has
-            been changed in place.
+            An operator with ``nbytes()``, ``form``, ``setup_seconds`` and
+            ``compile_seconds``. It refuses to multiply after a parameter has been
+            changed in place.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -136,18 +136,18 @@ class DifferentiatedLinearOperator(LinearOperator):
         return self._with(risk=risk)
 
     def with_kernels_of_its_way(self: Operator) -> Operator:
-        """For derivatives by other hands: its model with the kernels that are right."""
-        risk: Any = self.risk  # either kind
+        """With the kernels of its way in the model, for derivatives taken elsewhere."""
+        risk: Any = self.risk  # Risk or Predictions
         return self._with(risk=with_kernels_of(self.ways[0], risk))
 
     def _differentiate_by(self, way: Way) -> None:
-        """Take a way, of which nothing is known yet."""
+        """Set the ways to try, before any proof."""
         self.ways = candidates(way, self.risk.parameters)
         self._proof = Proof(self.differentiation, doubt=UNCHECKED)
 
     @property
     def _differentiate(self) -> RiskDifferentiation:
-        """The way to differentiate."""
+        """The way to differentiate that is in use."""
         return self.ways[0]
 
     def in_double(self: Operator, X: Any, y: Any) -> tuple[Operator, Any, Any]:
@@ -155,7 +155,7 @@ class DifferentiatedLinearOperator(LinearOperator):
 
         Raises:
             MemoryError: If there is too little memory.
-            RuntimeError: If a copy predicts something else, or with other parameters.
+            RuntimeError: If a copy computes something else, or with other parameters.
         """
         risk, X, y = self.risk.in_double(X, y)
         return self._with(risk=risk, _dtype=torch.float64), X, y
@@ -169,9 +169,9 @@ class DifferentiatedLinearOperator(LinearOperator):
         """A product by the first way that gives finite numbers.
 
         Args:
-            multiply: ``operator ->`` its product, and the operator that knows the way.
-            V: What is multiplied; with numbers that are not finite, nothing is expected.
-            names: Of the blocks of the product.
+            multiply: ``operator ->`` its product, and the operator with the way used.
+            V: The columns; if they are not finite, the product need not be.
+            names: Names of the blocks of the product.
 
         Raises:
             ValueError: If there is none.
@@ -184,7 +184,7 @@ class DifferentiatedLinearOperator(LinearOperator):
             try:
                 product, op = multiply(op._with(ways=op.ways[1:]))
             except RuntimeError:
-                break  # what is told is that no other way did better
+                break  # the error to raise is that the product is not finite
             if not_finite(product) is None:
                 break
         refuse_not_finite(product, V, names)

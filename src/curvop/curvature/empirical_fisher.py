@@ -1,4 +1,4 @@
-"""The empirical Fisher of an empirical risk."""
+"""The empirical Fisher."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class EFLinearOperator(FactorableLinearOperator):
         \qquad g_n = ∇_θ ℓ_n
 
     with ``ℓ_n`` the loss of one prediction vector before reduction, ``J_ℓ`` the Jacobian
-    of all of them and ``Z`` what the loss's reduction divides by. Everything about the loss
-    (weights, ignored targets, label smoothing) is in its terms, which autodiff
+    of all of them and ``Z`` what the loss's reduction divides by. The options of the loss
+    (weights, ignored targets, label smoothing) are part of its terms, which autodiff
     differentiates.
 
     Args:
-        *args: Those of :class:`CurvatureLinearOperator`. The loss must offer unreduced
+        *args: Those of :class:`CurvatureLinearOperator`. The loss must have unreduced
             terms: a torch loss, or a callable with a keyword ``reduction``.
         per: What ``n`` counts. ``"output"``: prediction vectors, as curvlinops does; for
             classes a target, for an element-wise loss (MSE) a vector along the last axis,
@@ -44,7 +44,7 @@ class EFLinearOperator(FactorableLinearOperator):
         **kwargs: Those of :class:`CurvatureLinearOperator`.
 
     Raises:
-        TypeError: If the loss does not offer its terms.
+        TypeError: If the loss has no unreduced terms.
 
     >>> import torch
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -85,7 +85,7 @@ class EFLinearOperator(FactorableLinearOperator):
     def output_factor(
         self, prediction: Any, X: Any, y: Any, *, fewest: bool = False
     ) -> OutputFactor:
-        """``S`` with ``S Sᵀ`` in the middle of the matrix."""
+        """``S`` with ``S Sᵀ`` between ``Jᵀ`` and ``J``."""
         return output_factor(
             self.risk.loss,
             prediction,

@@ -25,17 +25,17 @@ class FactorableLinearOperator(CurvatureLinearOperator):
     def factor(
         self, memory_budget: int | None = None, *, gram_dtype: torch.dtype | None = None
     ) -> GramFactor:
-        """The same matrix as ``A = V Vᵀ``, a column for each datum and output.
+        """The same matrix as ``A = V Vᵀ``, with a column for each datum and output.
 
-        Or for each sample of a sampled Fisher, for each gradient of an empirical one.
+        (For a sampled Fisher for each sample, for an empirical one for each gradient.)
 
         For few data: the Gram matrix ``VᵀV`` then gives the exact spectrum, the inverse
-        and the determinant. Weights of linear layers are kept as outer products; of other
-        parameters the columns are. Whatever the form, its first product is compared with
-        the operator's own.
+        and the determinant. Columns are kept as outer products for the weights of linear
+        layers, and as they are for other parameters. The first product is compared with the
+        operator's own.
 
         Args:
-            memory_budget: Bytes for columns. What does not fit is derived anew when it is
+            memory_budget: Bytes for columns. What does not fit is computed again when
                 needed, from the data, which the factor then holds. By default everything
                 is kept.
             gram_dtype: Type to compute the Gram matrix in; by default the operator's own,

@@ -1,4 +1,4 @@
-"""The generalised Gauss-Newton matrix of an empirical risk."""
+"""The generalised Gauss-Newton matrix."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class GGNLinearOperator(FactorableLinearOperator):
         s_{n,i}^⊤ \Big) J_n, \qquad \mathbb{E}\, s_{n,i} s_{n,i}^⊤ = ∇²_f ℓ(f_n, y_n)
 
     with ``s`` the gradients at targets drawn from the predictive distribution of the loss.
-    The samples of a datum come from its content and the seed: the matrix is the same at
-    every product, in every precision, and however the data is ordered or cut. Equal data
-    have equal samples.
+    The samples of a datum are a function of its content and the seed: the matrix is the
+    same at every product, in every precision, and however the data is ordered or batched.
+    Equal data have equal samples.
 
     Args:
         *args: Those of :class:`CurvatureLinearOperator`.
         mc_samples: Number of samples for each datum; zero for the exact matrix.
-        seed: Of the samples.
+        seed: Seed of the samples.
         **kwargs: Those of :class:`CurvatureLinearOperator`.
 
     Raises:
@@ -82,12 +82,12 @@ class GGNLinearOperator(FactorableLinearOperator):
         return loss.convex or self._mc_samples > 0
 
     def batch_product(self, X: Any, y: Any, V: Blocks) -> Any:
-        """The product of one batch, of a loss of the prediction alone."""
+        """The product of one batch; the loss must depend on the prediction alone."""
         refuse_reading(self.risk, X, y)
         return super().batch_product(X, y, V)
 
     def _matmat_batch(self, X: Any, y: Any, M: Blocks) -> tuple[Blocks, Aux]:
-        form: list[Any] = []  # the structure that the model predicts in
+        form: list[Any] = []  # the structure of the prediction
 
         def predict(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
             prediction = self.risk.predict(params, X)
@@ -120,7 +120,7 @@ class GGNLinearOperator(FactorableLinearOperator):
     def output_factor(
         self, prediction: Any, X: Any, y: Any, *, fewest: bool = False
     ) -> OutputFactor:
-        """``S`` with ``S Sᵀ`` in the middle of the matrix."""
+        """``S`` with ``S Sᵀ`` between ``Jᵀ`` and ``J``."""
         return output_factor(
             self.risk.loss,
             prediction,

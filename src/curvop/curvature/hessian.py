@@ -1,4 +1,4 @@
-"""The Hessian of an empirical risk."""
+"""The Hessian."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from curvop.derivatives import Aux, Outputs
 from curvop.operators import Blocks
 from curvop.risk import Loss
 
-# Under vmap a convolution whose weight has a tangent for each column becomes a grouped one,
-# which on a CPU is slower than one column after the other, from so many parameters on.
+# Parameters of a convolutional network from which one column at a time is faster on a CPU:
+# under vmap, a convolution with a tangent for each column becomes a grouped one.
 WIDE = 2**20
 
 

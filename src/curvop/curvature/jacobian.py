@@ -66,14 +66,14 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
             proven on a few data.
         num_data: Number of data ``N``. Saves the forward pass that counts them when
             the determinism check is off, and is checked at each pass.
-        batch_size_fn: Function of ``X`` that tells the number of data in a batch.
+        batch_size_fn: Function of ``X`` that returns the number of data in a batch.
         chunk_size: As for :class:`CurvatureLinearOperator`.
         differentiation: As for :class:`CurvatureLinearOperator`.
         unpack: As for :class:`CurvatureLinearOperator`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument does not fit; the message says how to mend it.
+        ValueError: If an argument does not fit; the message says how to fix it.
         NonDeterministicError: If two passes differ.
         WrongDerivativeError: If no way to differentiate gives the right product.
 
@@ -112,7 +112,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         self.chunk_size = chunk_size
         self._differentiate_by(differentiation)
         parameters = self.risk.parameters
-        # what the methods below need before the codomain is known
+        # needed by the methods below, before the codomain is known
         self._dtype, self._domain = parameters.dtype, parameters.space
         with self.risk.context():
             if check_deterministic:
@@ -130,7 +130,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         with self.risk.context():
             V = leading(M)
             # [K, N·C]
-            (out,) = self._finite(lambda J: ([J._push(V)], J), V, None)
+            (out,) = self._finite(lambda J: ([J._jvp(V)], J), V, None)
             if not bool(out.any()):
                 self.risk.check_dependence()
         self._check_rows(out.shape[1])
@@ -143,8 +143,8 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
             sums = [U.new_zeros(U.shape[0], *p) for p in self.input_space.shapes]
             row, ways = 0, self.ways
             for X, _ in self.risk.data.batches("Jᵀ @"):
-                pull = partial(self._pull_batch, X=X, rows=flat[:, row:])
-                ways, (part, used) = first_that_works(ways, pull)
+                multiply = partial(self._vjp_of_batch, X=X, rows=flat[:, row:])
+                ways, (part, used) = first_that_works(ways, multiply)
                 for total, p in zip(sums, part, strict=True):
                     total += p
                 row += used
@@ -154,7 +154,9 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         refuse_not_finite(sums, [U], self.risk.parameters.names)
         return trailing(sums)
 
-    def _pull_batch(self, way: Differentiation, X: Any, rows: Tensor) -> tuple[Blocks, int]:
+    def _vjp_of_batch(
+        self, way: Differentiation, X: Any, rows: Tensor
+    ) -> tuple[Blocks, int]:
         """``Jᵀ U`` of one batch, and how many of the rows ``[K, R]`` belong to it."""
         used = 0
 
@@ -171,28 +173,28 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
     def _transpose(self) -> LinearOperator:
         return TransposedLinearOperator(self, self._rmatmat)
 
-    def _push(self, V: Blocks) -> Tensor:
+    def _jvp(self, V: Blocks) -> Tensor:
         """``J V``, ``[K, N·C]``."""
         ways = self.ways
         pairs = zip(V, self.risk.parameters.tensors, strict=True)
         V = [v.to(p.dtype) for v, p in pairs]
         parts = []
         for X, _ in self.risk.data.batches("J @"):
-            ways, part = first_that_works(ways, partial(self._push_batch, X=X, V=V))
+            ways, part = first_that_works(ways, partial(self._jvp_of_batch, X=X, V=V))
             parts.append(part.flatten(1))
         return torch.cat(parts, 1)
 
     def batch_jvp(self, X: Any, V: Blocks) -> Tensor:
         """``J V`` of one batch, ``[K, n·c]``."""
-        _, part = first_that_works(self.ways, partial(self._push_batch, X=X, V=V))
+        _, part = first_that_works(self.ways, partial(self._jvp_of_batch, X=X, V=V))
         return part.flatten(1)
 
     def batch_vjp(self, X: Any, U: Tensor) -> Blocks:
         """``Jᵀ U`` of one batch, for ``U`` ``[K, n·c]``."""
-        _, (part, _) = first_that_works(self.ways, partial(self._pull_batch, X=X, rows=U))
+        _, (part, _) = first_that_works(self.ways, partial(self._vjp_of_batch, X=X, rows=U))
         return part
 
-    def _push_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
+    def _jvp_of_batch(self, way: Differentiation, X: Any, V: Blocks) -> Tensor:
         """``J V`` of one batch, ``[K, n, *c]``."""
         if way is not self.ways[0] and self._proof.doubt != UNCHECKED:
             prove((way,), self.subject(X, None), probes(self.risk.parameters))
@@ -203,7 +205,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return part.to(self._dtype)
 
     def _copied(self, X: Any, V: Blocks) -> tuple[JacobianLinearOperator, Any, Blocks]:
-        """For differences, or the same where no copy can be made."""
+        """Operator and operands in double precision; unchanged if there can be no copy."""
         try:
             J, X_, _ = self.in_double(X, None)
             J.risk.predicted(X_)
@@ -212,7 +214,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return J, X_, [v.to(J._dtype) for v in V]
 
     def subject(self, X: Any, y: Any) -> Subject:
-        """What is to be proven on a batch."""
+        """The matrix of one batch, to be proven."""
         f, at, dtype = self.risk.function(X), self.risk.parameters, self._dtype
 
         def risk(params: Sequence[Tensor]) -> tuple[Outputs, Aux]:
@@ -250,7 +252,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         )
 
     def _check_deterministic(self) -> Size:
-        """Predict twice, and prove on the first batch; the shape of the rows."""
+        """Predict twice and compare; prove on the first batch. The shape of the rows."""
         first = []
         for i, (X, y) in enumerate(self.risk.data.batches("determinism check")):
             first.append(self.risk.predicted(X))
@@ -276,7 +278,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return _rows([part.shape for part in first])
 
     def _count_rows(self) -> Size:
-        """The shape of the rows by forward passes; of one batch when ``N`` is known."""
+        """The shape of the rows, by a forward pass; on one batch if ``N`` is given."""
         shapes = []
         with torch.no_grad():
             for X, y in self.risk.data.batches("counting"):
@@ -289,7 +291,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
         return _rows(shapes)
 
     def _check_rows(self, rows: int, *, at_least: int | None = None) -> None:
-        """The data must be what it was on construction."""
+        """Refuse data that has changed since construction."""
         expected = self.codomain[0].numel()
         if rows != expected if at_least is None else rows < at_least:
             raise ValueError(
@@ -300,7 +302,7 @@ class JacobianLinearOperator(DifferentiatedLinearOperator):
 
 
 def _rows(shapes: Sequence[Size]) -> Size:
-    """All predictions as one block: stacked if they agree, else flattened."""
+    """The shape of all predictions: concatenated if their axes agree, else flattened."""
     if all(len(s) > 0 and s[1:] == shapes[0][1:] for s in shapes):
         return Size((sum(s[0] for s in shapes), *shapes[0][1:]))
     return Size((sum(s.numel() for s in shapes),))

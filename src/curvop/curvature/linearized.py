@@ -20,7 +20,7 @@ Form = Literal["rows", "factored", "recorded", "graphs", "scratch"]
 
 
 class Products(Protocol):
-    """What is multiplied with: batches that are summed, or stacked."""
+    """The products of a linearised operator: summed over batches, or stacked."""
 
     @property
     def nbytes(self) -> int:
@@ -32,7 +32,7 @@ class Products(Protocol):
 
     @property
     def travels(self) -> bool:
-        """Whether each product costs a collective."""
+        """Whether each product needs a collective."""
 
     def multiply(self, V: Blocks) -> Blocks:
         """``A V``, ``[K, *n_i] -> [K, *m_i]``."""
@@ -84,26 +84,26 @@ class LinearizedLinearOperator(LinearOperator):
     def form(self) -> Form:
         """What is kept.
 
-        ``"rows"``: the rows of the Jacobian. ``"factored"``: inputs and derivatives of
-        each linear layer, whose products they are. ``"recorded"``: the part of the
-        product that depends on parameters and data only. ``"graphs"``: autograd's.
-        ``"scratch"``: nothing, where no form gives the right product.
+        ``"rows"``: the rows of the Jacobian. ``"factored"``: inputs and output gradients of
+        each linear layer, whose outer products are those rows. ``"recorded"``: the part of
+        the product that depends on parameters and data only. ``"graphs"``: autograd's
+        graphs. ``"scratch"``: nothing, since no form gives the right product.
         """
         return self._form
 
     @property
     def setup_seconds(self) -> float:
-        """Seconds that it took to linearise."""
+        """Seconds that ``linearize()`` took."""
         return self._seconds
 
     @property
     def compile_seconds(self) -> float:
-        """Of these, seconds that the compiler took; zero without ``compile=True``."""
+        """Seconds of these that the compiler took; zero without ``compile=``."""
         return self._products.compile_seconds
 
     @property
     def columns_at_once(self) -> int | None:
-        """A chunk, unless each product costs a collective."""
+        """A chunk, unless each product needs a collective."""
         if self._products.travels or not self.symmetric:
             return None
         return sized(self._chunk_size, self.shape[0])
@@ -143,12 +143,12 @@ LinearizedJacobianLinearOperator = LinearizedLinearOperator
 
 
 def versions(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a tensor is written to, or its data replaced."""
+    """Numbers that change when a tensor is written to, or its data replaced."""
     return [(t._version, t.data_ptr()) for t in tensors]
 
 
 def refuse_if_changed(tensors: Sequence[Tensor], before: list[tuple[int, int]]) -> None:
-    """Refuse to answer for tensors that have changed.
+    """Refuse to multiply after tensors have changed.
 
     Raises:
         ValueError: If they have.
@@ -156,5 +156,6 @@ def refuse_if_changed(tensors: Sequence[Tensor], before: list[tuple[int, int]]) 
     if versions(tensors) != before:
         raise ValueError(
             "The parameters (or buffers) of the model have changed since the operator "
-            "was linearised: it would answer for the old ones. Call linearize() again."
+            "was linearised: products would be those of the old ones. Call linearize() "
+            "again."
         )

@@ -1,4 +1,4 @@
-"""The Hessian of torch's losses in the prediction: what is left to know of it.
+"""The Hessian of torch's losses in the prediction: its diagonal, or its scale.
 
 Element-wise losses have a diagonal one; that of cross-entropy is
 ``a (diag(p) - p pᵀ)`` for each target, with ``p`` the softmax and a scale ``a`` that
@@ -28,7 +28,7 @@ def diagonal_of_terms(loss: Loss, f: Tensor, y: Any, way: RiskDifferentiation) -
 
 
 def softmax_scale(loss: Loss, f: Tensor, y: Any, way: RiskDifferentiation) -> Tensor:
-    """``a`` of each target: where all logits are zero, ``p = 1/C``."""
+    """``a`` of each target, from a product at logits zero, where ``p = 1/C``."""
     first = torch.zeros_like(by_class(f))
     C = first.shape[-1]
     if C == 1:

@@ -3,8 +3,8 @@
 ``Σ_r s_{n,r} s_{n,r}ᵀ`` over the columns of each datum ``n`` is the Hessian of its loss in
 the prediction (GGN), a sampled estimate of it (Monte-Carlo Fisher), or the outer products
 of the gradients of its loss (empirical Fisher). With the transposed Jacobian of the
-model in front they are the columns of ``V`` in ``A = V Vᵀ``. Everything about the loss
-comes from autodiff of the user's own; where its form is known, no matrix per datum is
+model in front they are the columns of ``V`` in ``A = V Vᵀ``. All are computed by autodiff
+of the user's own loss; where the form of its Hessian is known, no matrix per datum is
 allocated.
 """
 
@@ -42,10 +42,10 @@ from curvop.risk import (
 )
 
 Kind = Literal["type-2", "mc", "empirical"]
-# What has a gradient of its own in the empirical Fisher.
+# What has its own gradient in the empirical Fisher.
 Per = Literal["term", "example", "output"]
 
-# What samples are drawn with unless told otherwise.
+# Default seed of samples.
 SEED = 2147483647
 
 
@@ -54,9 +54,9 @@ class OutputFactor(ABC):
 
     Attributes:
         num_columns: Columns of each datum.
-        num_together: Columns if all loss terms of a datum share one. Their outer products
-            then also have entries between terms, which belong to the matrix only as far
-            as they cancel or the model keeps the terms apart.
+        num_together: Columns if all loss terms of a datum share them. The outer products
+            then also have entries between terms, which are right only if they cancel or
+            the model keeps the terms apart.
     """
 
     num_columns: int
@@ -103,23 +103,23 @@ def output_factor(
     """The factor of one batch.
 
     Args:
-        loss: The user's loss, understood.
-        prediction: The model's, data leading.
+        loss: The loss.
+        prediction: That of the model, data leading.
         y: Targets.
         num_data: Number of data in the batch; each may have several rows of the prediction.
         kind: ``"type-2"``: of the Hessian of the loss; ``"mc"``: samples from the
             predictive distribution; ``"empirical"``: gradients of the loss.
         mc_samples: Samples for each datum.
-        seed: Another seed, other samples.
-        X: Inputs: samples belong to the content of a datum.
-        per: What has a gradient of its own, see :class:`EFLinearOperator`.
+        seed: Another seed gives other samples.
+        X: Inputs, since samples are a function of the content of a datum.
+        per: What has its own gradient, see :class:`EFLinearOperator`.
         way: How to differentiate the loss twice; by default double backward.
-        fewest: One column less for each target of cross-entropy: as many as its rank.
+        fewest: For cross-entropy one column less for each target: as many as the rank.
 
     Raises:
         ValueError: If the prediction has no batch axis, the loss is not convex, or nothing
             is known of its predictive distribution.
-        TypeError: If the loss does not offer its terms.
+        TypeError: If the loss has no unreduced terms.
     """
     outputs = tuple(o.detach() for o in nested.differentiable(prediction))
     prediction = nested.refill(prediction, outputs)
@@ -127,7 +127,7 @@ def output_factor(
         raise ValueError(
             f"Expected a prediction with the {num_data} data of the batch as leading axis, "
             f"got shape {tuple(outputs[0].shape)}. Keep the batch axis in the model, or "
-            "pass batch_size_fn, a function of X that tells the number of data."
+            "pass batch_size_fn, a function of X that returns the number of data."
         )
     way = way or DoubleBackward()
     if kind == "mc":
@@ -147,7 +147,7 @@ def outer_products(S: Blocks, U: Blocks, N: int) -> Blocks:
 
     Args:
         S: The columns, ``[R, *m_i]``.
-        U: What to multiply onto, ``[K, *m_i]``.
+        U: The columns to multiply, ``[K, *m_i]``.
         N: Number of data on the leading axis of ``m_i``.
     """
     R, K = S[0].shape[0], U[0].shape[0]
@@ -319,7 +319,7 @@ def _sample(
 
 @final
 class _Gradients(OutputFactor):
-    """Gradients of the loss; see :class:`EFLinearOperator` for what counts as one."""
+    """Gradients of the loss; :class:`EFLinearOperator` says for what there is one each."""
 
     def __init__(self, loss: Loss, prediction: Any, y: Any, N: int, per: Per) -> None:
         terms_of = check_terms(loss)
@@ -357,16 +357,16 @@ class _Gradients(OutputFactor):
 
 
 def grouped(terms: Tensor, prediction: Any, per: Per, num_data: int) -> Tensor:
-    """Loss terms, summed over what belongs to the same gradient.
+    """Loss terms, summed over those that share a gradient.
 
     Args:
-        terms: Unreduced.
-        prediction: What they were computed from.
+        terms: The unreduced terms.
+        prediction: The prediction that they were computed from.
         per: See :class:`EFLinearOperator`.
         num_data: Number of data in the batch.
 
     Raises:
-        ValueError: If the terms do not have the data leading.
+        ValueError: If the data is not the leading axis of the terms.
     """
     if per == "output":
         is_elementwise = isinstance(prediction, Tensor) and terms.shape == prediction.shape
@@ -383,10 +383,10 @@ def grouped(terms: Tensor, prediction: Any, per: Per, num_data: int) -> Tensor:
 
 
 def check_terms(loss: Loss) -> LossFunction:
-    """The unreduced terms.
+    """The function for unreduced terms.
 
     Raises:
-        TypeError: If the loss does not offer them.
+        TypeError: If the loss has none.
     """
     if loss.terms is None:
         raise TypeError(
@@ -398,7 +398,7 @@ def check_terms(loss: Loss) -> LossFunction:
 
 
 def _non_negative(values: Tensor, loss: Loss) -> Tensor:
-    """The eigenvalues without what rounding made negative.
+    """The eigenvalues, with zero in place of those that rounding made negative.
 
     Raises:
         ValueError: If one is truly negative.

@@ -1,8 +1,8 @@
 """The proof: each way to differentiate, compared with differences of first derivatives.
 
-Training itself relies on first derivatives. Second ones are what hand-written rules get
-wrong in silence: a way is taken when its product with a probe is that of
-:class:`Differences`, which needs no other, in double precision on a few data.
+Training relies on first derivatives, so those are taken to be right; hand-written rules for
+second derivatives may be wrong without notice. A way is used if its product with a probe
+agrees with :class:`Differences`, in double precision on a few data.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from curvop.derivatives import (
 from curvop.operators import Blocks, norm, norms, probe
 from curvop.risk import NO_COPY, Parameters, constant, nested
 
-FEW = 4  # data that a way is proven on; of small batches two
-# Relative error that is none: in double precision, and where rounding is all there is.
+FEW = 4  # data that a way is proven on; two of small batches
+# Relative error that counts as rounding, by type.
 EXACT = 1e-6
 ROUNDED = {torch.float64: EXACT, torch.float32: 1e-3}
 ROUGH = 0.1  # in half precision
-# Below this no wrong rule is; above, the product is looked at in double precision.
+# Relative error up to which no rule is wrong; above it, double precision decides.
 SURE, EVEN_IN_HALF = {torch.float64: EXACT, torch.float32: 1e-4}, 1e-2
-# One step, so short that it hardly crosses a kink, and rounding is well below the above.
+# A single step, so short that it hardly crosses a kink, with rounding well below the above.
 SHORT, SHORTEST = 1e-7, 1e-8
-# Of a block that is off by more than so much of all and of itself, the rule is wrong.
+# A block is wrong if it is off by more than SEEN of the whole product and FAR of itself.
 SEEN, FAR = {torch.float64: 3e-8, torch.float32: 3e-5}, 1e-2
-SMALL = 1e-3  # times what a product is of the order of: below, rounding shows
+SMALL = 1e-3  # times the order of a product: a smaller one is rounding
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Proof:
     Attributes:
         differentiation: The way that the operator differentiates.
         error: Relative error of its product with a probe, measured against differences of
-            first derivatives; of differences, their own estimate.
-        doubt: Why it is not proven; ``None`` where it is.
-        is_near_by: Whether it is proven at parameters near by: here is a kink.
+            first derivatives; for differences themselves, their own estimate.
+        doubt: Why it is not proven; ``None`` if it is.
+        is_near_by: Whether it is proven at nearby parameters, as there is a kink at these.
     """
 
     differentiation: Way
@@ -80,18 +80,18 @@ STOPPED = "the gradient is not that of the loss"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is proven: a matrix of one batch.
+    """What is to be proven: the matrix of one batch.
 
     Attributes:
         at: The parameters.
         multiply: ``(way, columns) ->`` the product in this way, ``[K, *m_i]``.
-        check: ``(way, v, A v) ->`` raises if the transpose is that of another matrix.
-        check_symmetry: Raises if several columns are not those of one symmetric matrix:
-            what can be told where differences cannot.
-        risk: A scalar function of the parameters whose derivatives the matrix is made of.
-        kinds: Of which kind those are.
+        check: ``(way, v, A v)``; raises if the transpose belongs to another matrix.
+        check_symmetry: ``(way)``; raises if products with two columns do not belong to one
+            symmetric matrix: a check that needs no differences.
+        risk: A scalar function of the parameters, whose derivatives make up the matrix.
+        kinds: The kinds of these derivatives.
         doubled: The same in double precision.
-        near_by: The same at parameters that are a percent away.
+        near_by: The same at parameters one percent away.
     """
 
     at: Parameters
@@ -121,18 +121,18 @@ class Subject:
 
 
 def probes(at: Parameters, K: int = 1) -> Blocks:
-    """What to prove with, ``[K, *n_i]``."""
+    """Vectors to prove with, ``[K, *n_i]``."""
     return [
         v.to(at.dtype) for v in probe([p.detach().expand(K, *p.shape) for p in at.tensors])
     ]
 
 
 def few(batch: tuple[Any, Any], risk: Callable[[Any, Any], object]) -> tuple[Any, Any]:
-    """A few data of a batch, or all of it where they are not a batch by themselves.
+    """A few data of a batch, or the whole batch if they cannot be separated.
 
     Args:
         batch: The batch.
-        risk: What must be possible with them; what it raises is then the batch's.
+        risk: Function that must accept the few; if it raises, the batch is returned.
     """
     sizes = {t.shape[0] if t.ndim else 0 for t in nested.tensors(batch)}
     if len(sizes) != 1:
@@ -155,10 +155,10 @@ class Truth:
     """The product with a probe, by differences.
 
     Attributes:
-        subject: What was multiplied.
-        product: The product.
-        error: Its relative error, as estimated by itself.
-        order: What it is of the order of.
+        subject: The matrix.
+        product: Its product.
+        error: Estimated relative error of the product.
+        order: Order of magnitude of the product.
     """
 
     subject: Subject
@@ -168,19 +168,19 @@ class Truth:
 
     @property
     def margin(self) -> float:
-        """Relative difference of a right product that it may be to blame for."""
+        """Relative difference from a right product that its own error may cause."""
         return 10 * self.error
 
     def distance(self, product: Blocks) -> float:
-        """Relative difference of another product."""
+        """Relative difference of another product from this one."""
         off = norm([a.to(b) - b for a, b in zip(product, self.product, strict=True)])
         scale = max(norm(self.product), SMALL * self.order)
         return off / scale if scale else (math.inf if off else 0.0)
 
     def worst(self, product: Blocks) -> float:
-        """Relative difference of all, or of one block if that is far from right.
+        """Relative difference of the whole product, or of a block if that is far off.
 
-        A block may be small beside the others, and yet above all rounding.
+        A block may be small compared with the others, and still far above rounding.
         """
         pairs = zip(product, self.product, strict=True)
         off = norms([a.to(b) - b for a, b in pairs])
@@ -191,7 +191,7 @@ class Truth:
         seen = max(SEEN.get(b.dtype, 1.0) for b in product)
         noise = length.norm() * max(seen, 10 * self.error)
         far = (off > noise) & (off > FAR * length)
-        worst = torch.where(far, off / length, 0).max()  # of a block that is zero, infinite
+        worst = torch.where(far, off / length, 0).max()  # infinite for a block of zeros
         return max(float(off.norm()) / scale, float(worst))
 
 
@@ -202,11 +202,11 @@ def prove(
 
     Args:
         ways: What to try, in this order.
-        subject: What to multiply.
+        subject: The matrix.
         v: A probe, ``[1, *n_i]``.
 
     Returns:
-        The ways that remain, and what is known of the first.
+        The ways from the first that is right, and its proof.
 
     Raises:
         WrongDerivativeError: If each way gives wrong products, or none.
@@ -269,7 +269,7 @@ REMEDIES = (
 
 
 def _product(way: Differentiation, subject: Subject, v: Blocks) -> Blocks:
-    """The product of one column; by the path of several it must be the same.
+    """The product of one column, which must be the same with ``vmap``.
 
     Raises:
         WrongDerivativeError: If it is not, or something is not finite.
@@ -288,12 +288,12 @@ def _product(way: Differentiation, subject: Subject, v: Blocks) -> Blocks:
 def _near_by(
     way: Differentiation, called: Way, subject: Subject, v: Blocks, doubt: str
 ) -> Proof:
-    """Where differences do not tell, at a kink: the proof at parameters near by.
+    """The proof at nearby parameters, where differences do not converge: at a kink.
 
-    The same code that is right there is right here, where derivatives are a convention.
+    At the kink, derivatives are a convention; nearby, the same code can be checked.
 
     Raises:
-        WrongDerivativeError: If the product is wrong there.
+        WrongDerivativeError: If the product is wrong nearby.
     """
     right: Truth | str = doubt
     with suppress(*NO_COPY):
@@ -313,7 +313,7 @@ _OFF = "a product is off by {:.1g} relative to differences of first derivatives"
 def _judged(
     way: Differentiation, called: Way, right: Truth, v: Blocks, off: float
 ) -> Proof:
-    """Of a product that is not the true one: rounded, of another function, or wrong.
+    """The cause of a difference: rounding, a stopped gradient, or a wrong derivative.
 
     Raises:
         WrongDerivativeError: If it is wrong.
@@ -330,13 +330,13 @@ def _judged(
 
 
 def _single(subject: Subject, v: Blocks) -> Truth | None:
-    """The product by one difference, if there is a copy."""
+    """The product by a single difference, if a copy can be made."""
     try:
         s = subject.doubled()
         step = SHORT if subject.dtype == torch.float64 else SHORTEST
         product = s.multiply(Differences(step), v)
     except NO_COPY:
-        return None  # the reason is told by all steps
+        return None  # truth() gives the reason
     return Truth(s, product, error=0.0, order=0.0)
 
 
@@ -362,15 +362,15 @@ def truth(subject: Subject, v: Blocks) -> Truth | str:
 
 
 def is_gradient(subject: Subject) -> bool:
-    """Whether the gradient is that of the risk: a model may stop gradients.
+    """Whether the gradient belongs to the risk; a model may stop gradients.
 
-    Then it is the slope of the risk, and its own derivative is symmetric.
+    If it does, it is the slope of the risk, and its derivative is symmetric.
     """
     g = subject.slope(subject.at)
     length = norm(g)
     if not length:
         return True
-    # along the gradient, where it shows, and along all that it may leave out
+    # along the gradient, and along a random direction, for parts that it may leave out
     (u,) = probe([torch.cat([b.flatten() for b in g])])
     parts = u.split([b.numel() for b in g])
     along = [

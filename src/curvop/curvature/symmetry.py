@@ -1,4 +1,4 @@
-"""Symmetry checks: products of all modes and columns must belong to one matrix."""
+"""Symmetry checks: products with different columns and modes belong to one matrix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_symmetric(V: Blocks, AV: Blocks) -> None:
     (u, v), (Au, Av) = _columns(V), _columns(AV)
     rounding = tolerance(*(b.dtype for b in AV))
     scale = u.norm() * Av.norm() + v.norm() * Au.norm()
-    # what is not finite compares as false: it is told of where the loss is looked at
+    # not finite compares as false: that is reported where the loss is checked
     if bool((u @ Av - v @ Au).abs() > rounding * scale):
         raise WrongDerivativeError(
             "its forward and reverse mode disagree: <u, Av> is not <v, Au>"
@@ -32,12 +32,12 @@ def check_symmetric(V: Blocks, AV: Blocks) -> None:
 def check_columns(one: Blocks, more: Blocks, rounding: float) -> None:
     """Compare the product of one column with the first of several at once.
 
-    Those take another path where columns are vectorised.
+    Several columns may be vectorised, and take other code.
 
     Args:
         one: The product, ``[1, *m_i]``.
         more: That of several columns, ``[K, *m_i]``.
-        rounding: Relative difference that is none.
+        rounding: Relative difference that counts as rounding.
 
     Raises:
         WrongDerivativeError: If they differ.
@@ -56,7 +56,7 @@ def check_adjoint(
         V: Columns, ``[K, *n_i]``.
         JV: Their products with ``J``.
         JtJV: The products of those with ``Jᵀ``.
-        rounding: Relative difference that is none, by default that of the type.
+        rounding: Relative difference that counts as rounding, by default that of the type.
 
     Raises:
         WrongDerivativeError: If they differ by more than rounding.
@@ -65,7 +65,7 @@ def check_adjoint(
     if rounding is None:
         rounding = tolerance(*(b.dtype for b in JtJV))
     scale = v.norm(dim=1) * w.norm(dim=1) + u.norm(dim=1) ** 2
-    # what is not finite compares as false: it is told of by whoever looks at the rows
+    # not finite compares as false: that is reported where the rows are checked
     if bool((((v * w).sum(1) - u.square().sum(1)).abs() > rounding * scale).any()):
         raise WrongDerivativeError(
             "its forward and reverse mode disagree: <v, JᵀJv> is not ‖Jv‖²"

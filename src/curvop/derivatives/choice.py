@@ -1,4 +1,4 @@
-"""The choice between ways to differentiate: what to try, and what counts as a refusal."""
+"""The choice between ways to differentiate: their order, and what is a refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from curvop.risk import Parameters
 Result = TypeVar("Result")
 Way = Literal["auto", "func", "backpack", "differences"]
 WAYS: tuple[Way, ...] = ("auto", "func", "backpack", "differences")
-# What the user calls a way, by its own name, and what it does.
+# The value of ``differentiation=`` for the name of a way, and what that way does.
 CALLED: dict[str, Way] = {
     "torch.func": "func",
     "backpack": "backpack",
@@ -40,13 +40,13 @@ AnyWay = TypeVar("AnyWay", bound=RiskDifferentiation)
 
 
 def candidates(way: Way, at: Parameters) -> tuple[Differentiation, ...]:
-    """What to try, in this order.
+    """The ways to try, in this order.
 
     Each way with torch's own kernels first, then with those that the library composes;
     differences last.
 
     Args:
-        way: What the user wants.
+        way: What the user asked for.
         at: The parameters; a closure over them can only be differentiated in place.
 
     Raises:
@@ -80,13 +80,13 @@ def first_that_works(
     attempt: Callable[[AnyWay], Result],
     say: Callable[[AnyWay, Exception], str] | None = None,
 ) -> tuple[tuple[AnyWay, ...], Result]:
-    """Try one way after the other, and warn where the first one does not do.
+    """Try one way after the other, and warn if the first one fails.
 
     Args:
-        ways: What to try, in this order.
-        attempt: What to do with each. Where autograd says that it cannot, the next way
-            is tried; any other error is the user's.
-        say: What to tell of an error; by default its first line.
+        ways: The ways to try, in this order.
+        attempt: What to do with each. If autograd refuses, the next way is tried; any
+            other error is raised.
+        say: An error in words, for the warning; by default its first line.
 
     Returns:
         The ways that remain (those before the one that worked are dropped), and what
@@ -107,14 +107,14 @@ def first_that_works(
         told = {name: explain(*r) for name, r in refusals.items() if name != way.name}
         warn_of_change(told, way)
         return ways[i:], result
-    # what the user's model says itself comes before what the library says of it
+    # an error of the model itself explains more than one of the library
     first = next((e for e in errors if not isinstance(e, WrongDerivativeError)), None)
     wrong = [e for e in errors if isinstance(e, WrongDerivativeError)]
     raise wrong[0] if wrong else first or errors[-1]
 
 
 def warn_of_change(refusals: dict[str, str], way: RiskDifferentiation) -> None:
-    """Say which ways do not do, why, and what is taken instead."""
+    """Warn which ways fail, why, and which one is used instead."""
     if set(refusals) <= {way.name}:  # the same way, with composed kernels
         return
     reasons = ", nor does ".join(f"{name} ({why})" for name, why in refusals.items())
@@ -129,9 +129,9 @@ def warn_of_change(refusals: dict[str, str], way: RiskDifferentiation) -> None:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether autograd says that it cannot do something.
+    """Whether an error is autograd's refusal to differentiate.
 
-    What the user's model or data raises is none of it: a file that cannot be read, say.
+    Errors of the user's model or data are not, such as a file that cannot be read.
     """
     if isinstance(error, RecursionError | torch.OutOfMemoryError):
         return False
@@ -146,5 +146,5 @@ def is_refusal(error: Exception) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Columns: ``K`` of them lead inside the library, and are multiplied in chunks."""
+"""Columns of matrices: their axis leads inside the library, and is cut into chunks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from curvop.operators import Blocks
 Apply = Callable[[Blocks], Blocks]  # [K, *n_i] -> [K, *m_i]
 ChunkSize = int | None | Literal["auto"]
 
-# Vectorising saves Python overhead, which eight columns amortise; the tangents of a chunk
-# take as many times the memory of the activations as it has columns.
+# Columns in a chunk. Eight amortise Python's overhead; each column needs the memory of the
+# activations once more, for its tangents.
 AUTO_CHUNK = 8
-# Of small models more: as many as keep parameters and inputs below so many numbers.
+# For small models more: as long as a chunk of parameters or inputs has fewer numbers.
 AUTO_NUMBERS = 2**20
 
 
@@ -24,7 +24,7 @@ def leading(M: Blocks) -> Blocks:
     """``[*n_i, K] -> [K, *n_i]``, each column contiguous."""
     V = [b.movedim(-1, 0) for b in M]
     V = [v if len(v) and v[0].is_contiguous() else v.contiguous() for v in V]
-    # autograd refuses to save what was made in inference mode
+    # autograd refuses to save tensors made in inference mode
     return [v.clone() if v.is_inference() else v for v in V]
 
 
@@ -34,7 +34,7 @@ def trailing(V: Blocks) -> Blocks:
 
 
 def sized(chunk: ChunkSize, numbers: int) -> int | None:
-    """The chunk for a model with so many parameters, or inputs if those are more."""
+    """The chunk for a model with that many parameters (or inputs, if those are more)."""
     if chunk == "auto":
         return max(AUTO_CHUNK, AUTO_NUMBERS // max(numbers, 1))
     return chunk

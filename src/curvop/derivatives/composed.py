@@ -1,4 +1,4 @@
-"""A way to differentiate with kernels that the library composes."""
+"""A way to differentiate, with composed kernels in place of torch's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Over = TypeVar("Over", Risk, Predictions)
 @final
 @dataclass(frozen=True)
 class Composed(Differentiation):
-    """The same derivatives, of functions whose torch kernels have wrong ones or none.
+    """Another way, with kernels composed where torch's have wrong derivatives or none.
 
     Attributes:
         way: How to differentiate.
@@ -66,7 +66,7 @@ class Composed(Differentiation):
 
 
 def vectorised(way: Differentiation) -> Differentiation | None:
-    """The way with the path of several columns for one, if those take another."""
+    """The way that takes one column through ``vmap``, too, as it does several."""
     if isinstance(way, TorchFunc):
         return TorchFunc(is_vectorised=True)
     inner = vectorised(way.way) if isinstance(way, Composed) else None
@@ -74,7 +74,7 @@ def vectorised(way: Differentiation) -> Differentiation | None:
 
 
 def with_kernels_of(way: Differentiation, risk: Over) -> Over:
-    """The model with the kernels of a way, for derivatives by other hands."""
+    """The model with the kernels of a way, for derivatives taken outside of it."""
     if not isinstance(way, Composed):
         return risk
     at = risk.parameters

@@ -1,4 +1,4 @@
-"""Differences of first derivatives: the way that trusts no second derivative."""
+"""Differences of first derivatives: the way that relies on no second derivative."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from curvop.autograd import gradient, pull
+from curvop.autograd import column_vjp, gradient
 from curvop.derivatives.columns import ChunkSize, apply_each
 from curvop.derivatives.differentiation import (
     Aux,
@@ -24,21 +24,21 @@ from curvop.derivatives.differentiation import (
 from curvop.operators import Blocks, norm
 from curvop.risk import Parameters, constant, in_graph, preserved
 
-# Lengths of a step relative to 1 + ‖θ‖. The longest is within rounding of the smooth
-# function; shorter ones pass kinks that it crosses.
+# Lengths of a step relative to 1 + ‖θ‖. The longest is best for a smooth function; shorter
+# ones may stay clear of a kink that is near.
 STEPS = {
     torch.float64: (1e-5, 1e-6, 1e-7, 1e-8, 1e-9),
     torch.float32: (1e-2, 3e-3, 1e-3),
 }
 ENOUGH = {torch.float64: 3e-9, torch.float32: 1e-4}  # relative error to stop at
 LIMIT = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative error to refuse from
-SMALL = 1e-3  # times what a derivative is of the order of: below, rounding shows
+SMALL = 1e-3  # times the order of a derivative: a smaller one is rounding
 
 At = Callable[[Parameters], Blocks]  # a function of the parameters
 
 
 class InaccurateError(RuntimeError):
-    """Differences do not tell a derivative."""
+    """Differences do not converge to a derivative."""
 
 
 @final
@@ -48,18 +48,18 @@ class Differences(Differentiation):
     .. math:: H v ≈ \frac{g(θ + h v) - g(θ - h v)}{2 h}, \qquad
         J v ≈ \frac{f(θ + h v) - f(θ - h v)}{2 h}
 
-    For whatever can be trained. Two steps make a value without the error of order ``h²``
-    (Richardson), and their difference tells its error; where a kink lies between, shorter
-    ones are taken. At a kink itself they agree on the mean of both sides: there the error
-    is what the sides differ by.
+    For every model that can be trained. Two lengths of a step give a value without the
+    error of order ``h²`` (Richardson extrapolation), and their difference estimates its
+    error; if a kink lies within a step, shorter ones are taken. At a kink itself, all
+    lengths give the mean of both one-sided derivatives; the error is then their difference.
 
     Args:
-        single: Length of the one step to take, in double precision, relative to
-            ``1 + ‖θ‖``; its error is not known, but it confirms what another way has
-            found. By default as many steps as are needed.
+        single: Length of the only step to take, in double precision, relative to
+            ``1 + ‖θ‖``: enough to confirm the product of another way, its error is not
+            known. By default as many steps as are needed.
 
     Attributes:
-        error: Largest relative error of its products so far, as estimated by themselves.
+        error: Largest estimated relative error of the products so far.
     """
 
     name = "differences"
@@ -98,7 +98,7 @@ class Differences(Differentiation):
             outputs, on_the_way = f(params)
             outputs = in_graph(outputs, at)
             W, aux = middle(tuple(o.detach() for o in outputs), U)
-            product = apply_each(lambda w: pull(outputs, params, w), W)
+            product = apply_each(lambda w: column_vjp(outputs, params, w), W)
             return product, (*on_the_way, *aux)
 
     def jvp(self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize) -> Blocks:
@@ -113,7 +113,7 @@ class Differences(Differentiation):
         """``Jᵀ`` by reverse mode: a first derivative."""
         with torch.enable_grad(), at.leaves() as params:
             outputs = in_graph(f(params)[0], at)
-            return apply_each(lambda u: pull(outputs, params, u), U(outputs))
+            return apply_each(lambda u: column_vjp(outputs, params, u), U(outputs))
 
     def derivative(self, f: At, at: Parameters, v: Blocks) -> Blocks:
         """``df(θ + t v)/dt`` at ``t = 0`` for one column ``[1, *n_i]``.
@@ -137,14 +137,14 @@ class Differences(Differentiation):
         for e in STEPS[dtype]:
             h = e * size / length
             plus, minus = (self._at(f, at, v, s) for s in (h, -h))
-            order = norm(plus) * length / size  # of the derivative
+            order = norm(plus) * length / size  # of magnitude of the derivative
             sides = zip(plus, minus, here, strict=True)
             bend = [((p - c) + (m - c)).div_(2 * h) for p, m, c in sides]
             now = [p.sub_(m).div_(2 * h) for p, m in zip(plus, minus, strict=True)]
             if before:
                 r = ratio / e
                 change = [a - b for a, b in zip(now, before, strict=True)]
-                # what bends shrinks with the step: the rest is a kink at θ itself
+                # curvature contributes in proportion to the step: the rest is a kink at θ
                 kink = [
                     (r * a - b) / (r - 1) for a, b in zip(bend, bend_before, strict=True)
                 ]
@@ -162,13 +162,13 @@ class Differences(Differentiation):
             advice = "" if dtype is torch.float64 else "; convert to float64"
             raise InaccurateError(
                 f"differences of first derivatives do not converge in {str(dtype)[6:]} "
-                f"(steps or sides differ by {error:.0e}: is there a kink?){advice}"
+                f"(steps, or sides, differ by {error:.0e}: is there a kink?){advice}"
             )
         self.error = max(self.error, error)
         return [b[None] for b in best]
 
     def _at(self, f: At, at: Parameters, v: Blocks, h: float) -> Blocks:
-        """``f(θ + h v)``, all with the same dropout."""
+        """``f(θ + h v)``, with the same dropout for every ``h``."""
         start = [constant(p) for p in at.tensors]
         with preserved(at.device), at.moved([b[0] for b in v], h) as there:
             pairs = zip(there.tensors, start, strict=True)
@@ -177,7 +177,7 @@ class Differences(Differentiation):
 
 
 def _apart(blocks: Blocks) -> Blocks:
-    """Blocks that can be written to: autograd may return one tensor for two."""
+    """Blocks that can be written to: autograd may return the same tensor twice."""
     seen: set[int] = set()
     apart = []
     for b in blocks:
@@ -193,10 +193,10 @@ def _values(f: Differentiable, at: Parameters) -> tuple[tuple[Tensor, ...], Aux]
 
 
 class _HeldPadding(TorchFunctionMode):
-    """The padding row of an embedding does not move: it is a constant to autograd.
+    """The padding row of an embedding does not move: autograd treats it as a constant.
 
     Args:
-        held: Values that do not move, by the address of those that do.
+        held: The values before the step, by the address of those after it.
     """
 
     def __init__(self, held: dict[int, Tensor]) -> None:

@@ -25,13 +25,13 @@ class RiskDifferentiation(ABC):
     """Products with second derivatives of ``f(θ) -> (outputs, aux)`` at the parameters.
 
     ``V`` are blocks ``[K, *n_i]`` over the parameters, ``U`` blocks ``[K, *m_i]`` over
-    the outputs. ``aux`` is data that ``f`` computes on the way.
+    the outputs. ``aux`` are tensors that ``f`` returns besides.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
 
     @abstractmethod
     def hessian(
@@ -50,8 +50,8 @@ class RiskDifferentiation(ABC):
     ) -> tuple[Blocks, Aux]:
         """``Jᵀ B J V`` with the Jacobian ``J`` of ``f``.
 
-        ``middle`` is ``(outputs, U) -> (B U, aux)`` for a symmetric ``B``. What ``f``
-        and ``middle`` compute on the way is returned together.
+        ``middle`` is ``(outputs, U) -> (B U, aux)`` for a symmetric ``B``. The ``aux`` of
+        ``f`` and of ``middle`` are returned together.
         """
 
 

@@ -1,7 +1,7 @@
 """Hessian-free products: double backward over one graph, any op, any callable.
 
-BackPACK's R-operator gives ``J v``. Its other products are autograd with a graph that
-nobody differentiates again, so those are called directly. Columns are looped over: the
+BackPACK's R-operator gives ``J v``. Its other products keep a graph that is not
+differentiated again, so autograd is called directly for those. Columns are looped over: the
 R-operator cannot run under vmap.
 """
 
@@ -15,7 +15,7 @@ import torch
 from backpack.hessianfree.rop import jacobian_vector_product
 from torch import Tensor
 
-from curvop.autograd import gradient, pull
+from curvop.autograd import column_vjp, gradient
 from curvop.derivatives.columns import ChunkSize, apply_each
 from curvop.derivatives.differentiation import (
     Aux,
@@ -42,7 +42,7 @@ class DoubleBackward(OnOneGraph):
         with torch.enable_grad(), at.leaves() as params:
             outputs, aux = f(params)
             g = gradient(only_tensor(in_graph(outputs, at)), params)
-            return apply_each(lambda v: pull(g, params, v), V), aux
+            return apply_each(lambda v: column_vjp(g, params, v), V), aux
 
     @contextmanager
     def linear(self, f: Differentiable, at: Parameters) -> Iterator[Linearization]:
@@ -54,12 +54,12 @@ class DoubleBackward(OnOneGraph):
                 outputs,
                 aux,
                 jvp=lambda V: apply_each(lambda v: _jvp(outputs, params, v), V),
-                vjp=lambda U: apply_each(lambda u: pull(outputs, params, u), U),
+                vjp=lambda U: apply_each(lambda u: column_vjp(outputs, params, u), U),
             )
 
 
 def _jvp(outputs: Outputs, params: tuple[Tensor, ...], V: Blocks) -> Blocks:
-    """``J v`` for one column; an output that depends on nothing does not move."""
+    """``J v`` for one column; zero for a constant output."""
     moving = tuple(o for o in outputs if o.requires_grad)
     v = tuple(column[0] for column in V)
     moved = iter(jacobian_vector_product(moving, params, v) if moving else ())

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp, vmap
 
-from curvop.autograd import pull
+from curvop.autograd import column_vjp
 from curvop.derivatives.columns import ChunkSize, chunks, gather, some_columns
 from curvop.derivatives.differentiation import (
     Aux,
@@ -40,7 +40,7 @@ class TorchFunc(Differentiation):
     """Products by ``torch.func``; needs a model that is a function of its parameters.
 
     Attributes:
-        is_vectorised: Whether one column, too, takes the path of several.
+        is_vectorised: Whether a single column goes through ``vmap``, too.
     """
 
     is_vectorised: bool = False
@@ -76,21 +76,21 @@ class TorchFunc(Differentiation):
         K, params = V[0].shape[0], _values(at)
         tally: list[Aux] = []
 
-        def push(*v: Tensor) -> Any:
+        def jvp_fn(*v: Tensor) -> Any:
             with TURN:
                 return jvp(lambda *p: f(p)[0], params, v)[1]
 
         def some(columns: slice) -> Blocks:
-            # the same dropout as in the reverse graph; the generators run on at the end
+            # the same dropout as in the reverse graph; the last one moves generators on
             with preserved(at.device) if columns.stop < K else nullcontext():
-                U = self._map(push, some_columns(V, columns), chunk)
+                U = self._map(jvp_fn, some_columns(V, columns), chunk)
             W, aux = middle(outputs, U)
             tally.append(aux)
-            return self._map(lambda *w: pull(w), W, chunk)
+            return self._map(lambda *w: vjp_fn(w), W, chunk)
 
         with torch.no_grad():
             with preserved(at.device):
-                outputs, pull, on_the_way = vjp(  # type: ignore[misc]
+                outputs, vjp_fn, on_the_way = vjp(  # type: ignore[misc]
                     lambda *p: f(p), *params, has_aux=True
                 )
             product = gather((some(columns) for columns in chunks(K, chunk)), K)
@@ -101,21 +101,21 @@ class TorchFunc(Differentiation):
         with torch.no_grad():
             params = _values(at)
 
-            def push(*v: Tensor) -> Any:
+            def jvp_fn(*v: Tensor) -> Any:
                 with TURN:
                     return jvp(lambda *p: f(p)[0], params, v)[1]
 
-            return self._by_chunks(push, V, chunk)
+            return self._by_chunks(jvp_fn, V, chunk)
 
     def vjp(
         self, f: Differentiable, at: Parameters, U: Cotangents, chunk: ChunkSize
     ) -> Blocks:
         """Reverse mode on one graph."""
         with torch.no_grad():
-            outputs, pull = vjp(  # type: ignore[misc]
+            outputs, vjp_fn = vjp(  # type: ignore[misc]
                 lambda *p: f(p)[0], *_values(at)
             )
-            return self._by_chunks(lambda *u: pull(u), U(outputs), chunk)
+            return self._by_chunks(lambda *u: vjp_fn(u), U(outputs), chunk)
 
     def _by_chunks(self, fn: Callable[..., Any], V: Blocks, chunk: ChunkSize) -> Blocks:
         K = V[0].shape[0]
@@ -140,12 +140,12 @@ def hessian_map(
         return only_tensor(outputs), aux
 
     gradient = grad(scalar, argnums=tuple(range(len(params))), has_aux=True)
-    _, pull, aux = vjp(gradient, *params, has_aux=True)  # type: ignore[misc]
-    return lambda *v: pull(v), aux
+    _, vjp_fn, aux = vjp(gradient, *params, has_aux=True)  # type: ignore[misc]
+    return lambda *v: vjp_fn(v), aux
 
 
 def _hessian_of_one(f: Differentiable, at: Parameters, v: Blocks) -> tuple[Blocks, Aux]:
-    """One column needs no vmap, hence none of functorch's layers: plain autograd."""
+    """One column needs no vmap: plain autograd, without functorch's overhead."""
     with torch.enable_grad(), at.leaves() as params:
         with Calls(params) as calls:
             outputs, aux = f(params)
@@ -155,7 +155,7 @@ def _hessian_of_one(f: Differentiable, at: Parameters, v: Blocks) -> tuple[Block
 def _sandwich_of_one(
     f: Differentiable, at: Parameters, v: Blocks, middle: Middle
 ) -> tuple[Blocks, Aux]:
-    """One column: dual numbers forward, plain autograd back."""
+    """One column: dual numbers forward, plain autograd backward."""
     with TURN, forward_ad.dual_level(), torch.enable_grad(), at.leaves() as params:
         duals = [forward_ad.make_dual(p, t[0]) for p, t in zip(params, v, strict=True)]
         with Duals(duals, params, [t[0] for t in v]):
@@ -169,7 +169,7 @@ def _sandwich_of_one(
         on_the_way = tuple(forward_ad.unpack_dual(a).primal.detach() for a in on_the_way)
     with torch.enable_grad():
         W, aux = middle(tuple(p.detach() for p in primals), U)
-        return pull(primals, params, W, keep=False), (*on_the_way, *aux)
+        return column_vjp(primals, params, W, keep=False), (*on_the_way, *aux)
 
 
 def _values(at: Parameters) -> tuple[Tensor, ...]:

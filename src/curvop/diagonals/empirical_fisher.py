@@ -17,7 +17,7 @@ class EFDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
 
     .. math:: D = \frac{1}{Z} \sum_n g_n^2, \qquad g_n = ∇_θ ℓ_n
 
-    Stored; see :class:`CurvatureDiagonalLinearOperator` for what it offers. Cost and memory
+    Stored; see ``CurvatureDiagonalLinearOperator`` for what it offers. Cost and memory
     are those of :class:`GGNDiagonalLinearOperator` with as many columns as a datum has
     gradients: one, unless its prediction has several vectors that ``per`` tells apart.
 

@@ -18,15 +18,16 @@ class GGNDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
     .. math:: D = \frac{1}{Z} \sum_n \sum_{r=1}^R \left( J_n^⊤ s_{n,r} \right)^2,
         \qquad \sum_r s_{n,r} s_{n,r}^⊤ = ∇²_f ℓ(f_n, y_n)
 
-    Stored; see :class:`CurvatureDiagonalLinearOperator` for what it offers. For losses that
+    Stored; see ``CurvatureDiagonalLinearOperator`` for what it offers. For losses that
     are not convex, the columns ``s`` have signs. ``R`` is the number of entries of a
     prediction for one datum, or ``mc_samples``.
 
     Cost: ``R`` backward passes to the inputs of the layers, of all data of a batch at once
     (Dangel, Kunstner, Hennig, "BackPACK: packing more into backprop", 2020, for the idea),
     and the squares of the gradients of each datum, which for linear layers on vectors take
-    one matrix product per batch. Parameters outside of linear layers, convolutions, norms
-    and embeddings are differentiated for each datum.
+    one matrix product per batch. Parameters outside of layers (linear and
+    bilinear ones, convolutions and transposed ones, norms, embeddings, the projections of
+    attention and of recurrent layers) are differentiated for each datum.
 
     Memory: the activations of one batch, and for a chunk of columns (``chunk_size``) once
     more, as a product of the matrix takes. Gradients of data, patches of convolutions and

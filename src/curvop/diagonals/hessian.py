@@ -22,7 +22,7 @@ class HessianDiagonalLinearOperator(CurvatureDiagonalLinearOperator):
 
     .. math:: D_{ii} = \frac{∂^2 L}{∂θ_i^2}
 
-    Stored; see :class:`CurvatureDiagonalLinearOperator` for what it offers.
+    Stored; see ``CurvatureDiagonalLinearOperator`` for what it offers.
 
     Each entry takes a product with a unit vector, of which only the part through its own
     parameter is computed. There are two short cuts. Where the prediction is piecewise

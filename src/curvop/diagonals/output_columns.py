@@ -90,13 +90,6 @@ def columns_at_once(A: CurvatureLinearOperator, X: Any, count: int) -> int:
     return max(1, min(count, sized(A.chunk_size, max(A.shape[0], inputs)) or count))
 
 
-def as_outputs(s: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
-    """``[k, N, m]`` in the shapes of the outputs, ``[k, *m_i]``."""
-    k, N, _ = s.shape
-    parts = s.split([o.numel() // N for o in outputs], 2)
-    return [p.reshape(k, *o.shape) for p, o in zip(parts, outputs, strict=True)]
-
-
 def squares(g: Tensor, signs: Tensor | None) -> Tensor:
     """``Σ σ g²`` over the leading axis of ``g``, ``[n, *p]``; in single at least."""
     g = g.to(torch.promote_types(g.dtype, torch.float32))

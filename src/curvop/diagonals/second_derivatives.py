@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.autograd import gradient, pullback
+from curvop.autograd import gradient, graph_vjp
 from curvop.curvature import CurvatureLinearOperator
 from curvop.derivatives import Aux
 from curvop.diagonals.layer_sums import (
@@ -105,7 +105,7 @@ def piecewise_linear(A: CurvatureLinearOperator, X: Any, y: Any) -> list[int]:
             i
             for i, (p, g, v) in enumerate(zip(params, gradients, V, strict=True))
             if not g.requires_grad
-            or not bool(pullback([g], [p], [v], create_graph=False, keep=True)[0].any())
+            or not bool(graph_vjp([g], [p], [v], create_graph=False, keep=True)[0].any())
         ]
 
 

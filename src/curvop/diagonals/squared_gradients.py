@@ -14,7 +14,6 @@ from curvop.derivatives import Aux, chunks
 from curvop.diagonals.layer_sums import layer_sums
 from curvop.diagonals.output_columns import (
     OutputColumns,
-    as_outputs,
     columns_at_once,
     output_columns,
 )
@@ -22,6 +21,7 @@ from curvop.diagonals.per_datum import one_by_one, rows_of_batch, vectorised
 from curvop.diagonals.vjp import Input, vjp_columns
 from curvop.diagonals.ways import UnitVectors, Way, WrongDiagonalError
 from curvop.layers import Calls
+from curvop.linearized import as_outputs
 from curvop.operators import Blocks
 from curvop.risk import nested
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from curvop.curvature import CurvatureLinearOperator, GGNLinearOperator
 from curvop.derivatives import Aux
 from curvop.diagonals.output_columns import columns_at_once
+from curvop.linearized import leads
 from curvop.operators import Blocks
 from curvop.risk import (
     all_reduce,
@@ -124,11 +125,6 @@ def cut(A: CurvatureLinearOperator, X: Any, y: Any, data: slice) -> tuple[Any, A
         return None
     X, y = nested.map_tensors(lambda t: t[data] if leads(t, N) else t, (X, y))
     return X, y
-
-
-def leads(t: Tensor, N: int) -> bool:
-    """Whether the ``N`` data are on the leading axis; other tensors are everybody's."""
-    return t.shape[:1] == (N,)
 
 
 def _check_entries(A: CurvatureLinearOperator, way: Way, X: Any, y: Any) -> None:

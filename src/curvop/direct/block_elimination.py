@@ -8,7 +8,7 @@ programming and Newton's method", 1988) solve Newton systems of control problems
     M = R + εI + BᵀPB      G = S + BᵀPA      P_in = Q + AᵀPA − GᵀM⁻¹G .
 
 The ``M`` are the pivots of a block ``LDLᵀ`` of the whole matrix, hence its inertia and
-its determinant. Variables ``y`` whose elimination was delayed ride along, with the cost
+its determinant. Variables ``y`` whose elimination was delayed are carried on, with the cost
 ``yᵀNu + ½ yᵀDy``, and join the ``x`` of the next stage.
 """
 
@@ -26,12 +26,12 @@ from curvop.direct.newton_system import NewtonSystem
 from curvop.direct.pivots import NullSpacePivot, Pivot, eliminate
 from curvop.direct.stages import ParametricStage, Stage
 
-# A pivot waits if it would add more than GROWTH times the largest entry of the Hessian of
-# the loss in the state to it. Smaller values delay more, at a cost in memory and time;
-# larger ones lose digits, of the determinant first.
+# A pivot is delayed if it would add to the cost of the state more than GROWTH times the
+# largest entry of the Hessian of the loss in the state. Smaller values delay more, which
+# takes memory and time; larger ones lose digits, first those of the determinant.
 GROWTH = 1e2
-# Whatever that entry, an addition δ may change the pivots upstream by GROWTH · FLOOR times
-# the damping: rounding of that is far below the damping.
+# For every size of that entry, an addition may change the pivots upstream by GROWTH · FLOOR
+# times the damping: its rounding is far below the damping.
 FLOOR = 1e5
 
 
@@ -55,7 +55,7 @@ class Elimination(ABC):
     Attributes:
         num_negative: Number of negative eigenvalues of the pivots.
         logabsdet: Logarithm of their absolute determinant.
-        nbytes: What is kept.
+        nbytes: Bytes that are kept.
     """
 
     num_negative: int
@@ -72,12 +72,12 @@ class Elimination(ABC):
             g: That of the parameters.
 
         Returns:
-            What :meth:`substitute` needs; ``p`` and ``q`` at the input.
+            A value for :meth:`substitute`; ``p`` and ``q`` at the input.
         """
 
     @abstractmethod
     def substitute(self, saved: Any, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From state and delayed variables at the input: parameters; both at the output."""
+        """Parameters; then state and delayed variables at the output."""
 
 
 def factorise(
@@ -118,7 +118,7 @@ def solve(
     for step, g in zip(steps[::-1], b[::-1], strict=True):
         kept, p, q = step.eliminate(p, q, g)
         saved.append(kept)
-    u, y = p, q  # of no entries: nothing is upstream
+    u, y = p, q  # no entries: nothing is upstream
     for step, kept in zip(steps, saved[::-1], strict=True):
         part, u, y = step.substitute(kept, u, y)
         x.append(part)
@@ -132,7 +132,7 @@ def _eliminate(
     M, G = stage.pivot(P)
     M.diagonal().add_(damping)
     num_own = len(M)
-    if len(D):  # what was delayed is eliminated together with the parameters
+    if len(D):  # delayed variables are eliminated together with the parameters
         NB = stage.vjp_coordinates(N)
         M = torch.cat([torch.cat([M, NB.T], 1), torch.cat([NB, D.diag()], 1)])
         G = torch.cat([G, stage.vjp(N)])
@@ -167,7 +167,7 @@ class _Passage(Elimination):
 
 @final
 class _Pivoted(Elimination):
-    """A stage whose parameters, and what was delayed downstream, are eliminated."""
+    """A stage whose parameters are eliminated, with those delayed downstream."""
 
     def __init__(
         self,

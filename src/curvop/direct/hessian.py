@@ -30,7 +30,7 @@ class ChainHessianLinearOperator(LinearOperator):
 
     The system ``(H + εI) x = b`` is solved exactly, in time linear in the depth ``L`` and
     without forming ``H``: it is the Newton system of an optimal control problem, and a
-    block elimination takes out its parameters layer by layer. The pivots also tell the
+    block elimination takes out its parameters layer by layer. The pivots also give the
     number of negative eigenvalues and the log-determinant. For ``n`` samples and linear
     layers of width ``w`` a layer costs about ``5 (nw)³`` operations and keeps
     ``2 (nw)²`` numbers (fewer for ``n > w``): the method is for small batches and
@@ -45,12 +45,12 @@ class ChainHessianLinearOperator(LinearOperator):
 
     The modules of the ``nn.Sequential`` are its layers. ``nn.Linear``, elementwise
     activations and reshapes are structured; any other module of one input is
-    differentiated into dense matrices. Everything is computed in double precision,
-    whatever the dtype of the model. The derivatives are those at the parameters at the
-    time of construction.
+    differentiated into dense matrices. Everything is computed in double precision, for
+    models of every dtype. The derivatives are taken at construction, and do not follow
+    later changes of the parameters.
 
     Args:
-        model: The chain. Frozen parameters are constants. Left exactly as found.
+        model: The chain. Frozen parameters are constants. It is not changed.
         loss_func: A torch loss module, or a callable ``(prediction, y) -> scalar``.
         X: The inputs of the batch, one tensor ``[n, ...]``.
         y: The targets: a tensor, or a nest of tensors.
@@ -59,10 +59,10 @@ class ChainHessianLinearOperator(LinearOperator):
             predicted from the shapes; by default all memory of the device.
 
     Raises:
-        TypeError: If the model is no plain ``nn.Sequential``, a stage does not map one
+        TypeError: If the model is not a plain ``nn.Sequential``, a stage does not map one
             tensor to one tensor, or something is of the wrong kind or dtype.
         ValueError: If a parameter is used twice, running statistics are updated, the loss
-            is no finite scalar, something is on another device, or the factors would
+            is not a finite scalar, something is on another device, or the factors would
             exceed the memory limit.
         NonDeterministicError: If a stage is random.
 
@@ -132,11 +132,11 @@ class ChainHessianLinearOperator(LinearOperator):
         """``(H + damping · I)⁻¹``, factored; the derivatives are used again.
 
         Args:
-            damping: Any finite number ``ε``; ``-t`` shifts by ``t``. It may be 0 where
-                the batch is large enough for ``H`` to have no null space.
+            damping: Any finite number ``ε``, also negative, as a shift. It may be 0 if the
+                batch is large enough for ``H`` to have no null space.
             refine: Steps of iterative refinement of each solution.
             rtol: Largest relative residual ``‖b − (H + εI) x‖ / ‖b‖`` of a column that
-                is let through; ``None`` for all.
+                is accepted; ``None`` for any.
 
         Returns:
             A symmetric operator with ``logabsdet()``, ``num_negative()`` and
@@ -144,7 +144,7 @@ class ChainHessianLinearOperator(LinearOperator):
             residual exceeds ``rtol``.
 
         Raises:
-            TypeError: If an argument is no number.
+            TypeError: If an argument is not a number.
             ValueError: If one is out of range.
             SingularSystemError: If ``H + εI`` is singular.
         """
@@ -167,14 +167,14 @@ class ChainHessianLinearOperator(LinearOperator):
     def smallest_eigenvalue(self, *, tol: float = 1e-10) -> float:
         """The smallest eigenvalue, by bisection on the number of negative pivots.
 
-        No Krylov space is involved: it cannot be missed, however close its neighbours.
-        Takes a factorisation for each halving, about ``log₂(1 / tol)``.
+        It uses no Krylov space, so that the value cannot be missed, however close others
+        are. Takes a factorisation for each halving, about ``log₂(1 / tol)``.
 
         Args:
-            tol: Error that is allowed, relative to the spectral norm.
+            tol: Largest error, relative to the spectral norm.
 
         Raises:
-            TypeError: If ``tol`` is no number.
+            TypeError: If ``tol`` is not a number.
             ValueError: If it is not positive.
         """
         _check_number("tol", tol)
@@ -205,7 +205,7 @@ class ChainHessianLinearOperator(LinearOperator):
 
 
 def _has_below(system: NewtonSystem, t: float) -> bool:
-    """Whether there is an eigenvalue at or below ``t``: is ``H − tI`` not positive?"""
+    """Whether an eigenvalue is at or below ``t``: then ``H − tI`` is not positive."""
     try:
         return any(step.num_negative for step in factorise(system, -t))
     except SingularSystemError:

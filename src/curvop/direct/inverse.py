@@ -18,7 +18,7 @@ class ChainInverseLinearOperator(LinearOperator):
     """``(H + ε I)⁻¹`` of a chain network, factored.
 
     Made by :meth:`ChainHessianLinearOperator.inverse`. A product solves, refines, and
-    checks the residual. Tagged ``psd`` where ``H + ε I`` turned out to be so.
+    checks the residual. Tagged ``psd`` if ``H + ε I`` turned out to be so.
 
     Attributes:
         damping: ``ε``.
@@ -89,7 +89,7 @@ class ChainInverseLinearOperator(LinearOperator):
         return [torch.sub(b, Hx).sub_(x, alpha=self.damping) for b, Hx, x in triples]
 
     def _check(self, residuals: Tensor, norms: Tensor, rtol: float) -> None:
-        """Trust the residual only: a singular system may have finite factors."""
+        """Check the residual, since a singular system may have finite factors."""
         worst = float((residuals / norms.clamp(min=1e-300)).max())
         if not worst <= rtol:
             raise SingularSystemError(
@@ -103,7 +103,7 @@ class ChainInverseLinearOperator(LinearOperator):
 
 
 def _norms(x: list[Tensor]) -> Tensor:
-    """Of each of the ``K`` vectors."""
+    """Norms of the ``K`` vectors."""
     parts = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in x])
     norms: Tensor = torch.linalg.vector_norm(parts, dim=0)
     return norms

@@ -1,4 +1,4 @@
-"""The stage of ``nn.Linear``, which never forms a matrix of parameters by parameters."""
+"""The stage of ``nn.Linear``, which forms no matrix of parameters by parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LinearStage(ParametricStage):
 
     ``X̄`` is ``[m, w̄]``, for ``m`` units, and ``Z̄`` is ``[n, w̄]``. The layer is linear in
     its input and in its parameters: ``Q = R = 0``. With ``Z̄ = L Vᵀ``,
-    ``V`` orthonormal ``[w̄, r]`` and ``r = min(n, w̄)``, the output moves with
+    ``V`` orthonormal ``[w̄, r]`` and ``r = min(n, w̄)``, the output depends on
     ``Ξ = X̄ V`` only; the rest of ``X̄`` is in the null space. In these coordinates
 
     .. math:: B = I ⊗ L, \qquad S_{(iρ),(nj)} = μ_{ni} V_{jρ}
@@ -30,12 +30,12 @@ class LinearStage(ParametricStage):
     Args:
         name: The name of the layer.
         shapes: Shapes of the parameters.
-        W: The weight ``[m, w]``, a constant or not.
+        W: The weight ``[m, w]``, a parameter or a constant.
         Z: Inputs ``[n, w]``.
         μ: ``[n, m]``; zero for the Gauss-Newton matrix.
         has_weight: Whether the weight is a parameter.
         has_bias: Whether there is a bias that is a parameter.
-        moves: Whether anything upstream moves; otherwise ``u`` has no entries.
+        moves: Whether there are parameters upstream; otherwise ``u`` has no entries.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class LinearStage(ParametricStage):
         return torch.addmm(X, Ξ - X @ self._V, self._V.T).reshape(len(ξ), -1)
 
     def null_space_pivot(self, damping: float, threshold: float) -> NullSpacePivot | None:
-        """``X̄ (I − VVᵀ)``; nothing if there are as many samples as inputs."""
+        """``X̄ (I − VVᵀ)``; empty if there are as many samples as inputs."""
         w_bar, r = self._V.shape
         if r == w_bar:
             return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.autograd import composed, gradient, pullback
+from curvop.autograd import composed, gradient, graph_vjp
 from curvop.direct.sequential import in_double
 from curvop.risk import (
     buffer_slots,
@@ -21,8 +21,8 @@ from curvop.risk import (
     tensors_in,
 )
 
-# Each of their terms depends on one example: the Hessian is block-diagonal, whatever the
-# weights, ignored targets or label smoothing.
+# Losses with terms of one example each: the Hessian is block-diagonal, also with weights,
+# ignored targets or label smoothing.
 _SEPARABLE = {
     nn.BCELoss,
     nn.BCEWithLogitsLoss,
@@ -73,11 +73,11 @@ def expanded_loss(
         loss_func: The loss.
         prediction: In double precision.
         y: The targets; those of floating-point type are converted.
-        culprit: What is to be named if the loss is not finite.
+        culprit: What the message names if the loss is not finite.
 
     Raises:
         RuntimeError: If the loss fails.
-        ValueError: If the loss is no finite scalar.
+        ValueError: If the loss is not a finite scalar.
     """
     slots = buffer_slots([loss_func] if isinstance(loss_func, nn.Module) else [])
     weights = [in_double(table[key]) for table, key in slots]
@@ -102,7 +102,7 @@ def refuse_parameters(
     prediction: Tensor,
     y: Any,
 ) -> None:
-    """Refuse a loss that depends on the parameters of the network by itself.
+    """Refuse a loss that depends on parameters other than through the prediction.
 
     Raises:
         ValueError: If it does.
@@ -117,7 +117,7 @@ def refuse_parameters(
 
 
 def _num_independent(loss_func: object, prediction: Tensor) -> int:
-    """Into how many groups of outputs, one after another, the loss falls apart."""
+    """Number of consecutive groups of outputs that the loss is a sum over."""
     is_separable = kind_of(loss_func) in _SEPARABLE and prediction.ndim > 1
     return len(prediction) if is_separable else 1
 
@@ -129,7 +129,7 @@ def _diagonal_blocks(λ: Tensor, f: Tensor, num_groups: int) -> Tensor:
     """
     one = [λ.new_ones(())]
     rows = [
-        pullback([column.sum()], [f], one, create_graph=False, keep=True)[0]
+        graph_vjp([column.sum()], [f], one, create_graph=False, keep=True)[0]
         for column in λ.reshape(num_groups, -1).unbind(1)
     ]
     blocks = torch.stack([row.reshape(num_groups, -1) for row in rows], 1)

@@ -1,4 +1,4 @@
-"""The memory that an inverse will take, known from the shapes before it is allocated."""
+"""The memory that an inverse will take, predicted from the shapes."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def check_memory(layers: Sequence[Layer], Z: Sequence[Tensor], limit: int) -> No
 
 
 def check_growth(nbytes: int, stage: ParametricStage, num_delayed: int, limit: int) -> None:
-    """Refuse a pivot that what was delayed has made too large.
+    """Refuse a pivot that delayed variables have made too large.
 
     Args:
-        nbytes: What the factors take so far.
+        nbytes: Bytes that the factors take so far.
         stage: The stage to be eliminated.
         num_delayed: Number of delayed variables that join it.
         limit: Bytes.
@@ -71,7 +71,7 @@ def check_growth(nbytes: int, stage: ParametricStage, num_delayed: int, limit: i
 def _needed(layers: Sequence[Layer], sizes: Sequence[int]) -> int:
     """Factors and derivatives of all stages, and the cost of the largest state.
 
-    Nothing is delayed in this prediction.
+    The prediction assumes that nothing is delayed.
     """
     kept = 0
     for i, layer in enumerate(layers):

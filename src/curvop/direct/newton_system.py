@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Size, Tensor, nn
 
-from curvop.autograd import gradient, pullback
+from curvop.autograd import gradient, graph_vjp
 from curvop.direct.linear import LinearStage
 from curvop.direct.loss import LossExpansion
 from curvop.direct.sequential import Layer, has_hooks
@@ -57,7 +57,7 @@ class NewtonSystem:
     """The stages and the Hessian of the loss.
 
     Attributes:
-        stages: In order; nothing moves upstream of the first.
+        stages: In order; there are no parameters before the first.
         loss_hessian: ``Φ``, the Hessian of the loss in the prediction.
         scales: For each stage the largest entry of the Hessian of the loss in its input,
             the parameters fixed.
@@ -197,7 +197,7 @@ def _linear(
 
 
 def _elementwise(layer: Layer, z: Tensor, λ: Tensor) -> ElementwiseStage:
-    """Entries do not interact: one gradient of their sum has all the slopes."""
+    """Entries are independent: one gradient of their sum gives all derivatives."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         (d,) = gradient(layer(z).sum(), [z])
@@ -227,7 +227,7 @@ def _jacobian(outputs: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """
     one = [outputs.new_ones(())]
     rows = [
-        _flat(pullback([o], inputs, one, create_graph=False, keep=True))
+        _flat(graph_vjp([o], inputs, one, create_graph=False, keep=True))
         for o in outputs.flatten()
     ]
     N = sum(x.numel() for x in inputs)

@@ -1,10 +1,10 @@
-"""Pivots: eliminate a block of variables, or delay the part that would spoil the rest.
+"""Pivots: eliminate a block of variables, or delay directions that would lose precision.
 
-A small eigenvalue of the block whose direction is strongly coupled to the state would add
-a huge multiple of that coupling to the cost of the state, and what the state knew would be
-rounded away. As in sparse symmetric-indefinite factorisations (Duff & Reid, "The
+A direction with a small eigenvalue that is strongly coupled to the state would add a huge
+multiple of the coupling to the cost of the state, whose own entries would be lost to
+rounding. As in sparse symmetric-indefinite factorisations (Duff & Reid, "The
 multifrontal solution of indefinite sparse symmetric linear equations", 1983), such a
-direction waits, and is eliminated upstream together with further variables.
+direction is delayed, and eliminated upstream together with further variables.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Pivot(ABC):
 
     Attributes:
         num_delayed: Number of directions that are delayed.
-        num_negative: Number of negative eigenvalues of what is eliminated.
+        num_negative: Number of negative eigenvalues of the eliminated part.
         logabsdet: Logarithm of its absolute determinant.
-        nbytes: What is kept.
+        nbytes: Bytes that are kept.
     """
 
     num_delayed: int
@@ -45,23 +45,23 @@ class Pivot(ABC):
         """Eliminate, for a right-hand side ``h``.
 
         Returns:
-            What :meth:`substitute` needs; the addition to the state's right-hand side;
-            the right-hand side of what is delayed.
+            A value for :meth:`substitute`; the addition to the state's right-hand side;
+            the right-hand side of the delayed variables.
         """
 
     @abstractmethod
     def substitute(self, saved: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        """``ξ``, once the state and what was delayed are known."""
+        """``ξ``, from the state and the delayed variables."""
 
 
 class Eliminated(NamedTuple):
-    """A pivot, and what it does to the cost of the state.
+    """A pivot, and its effect on the cost of the state.
 
     Attributes:
-        pivot: What solves with the block.
-        correction: ``Gᵀ M⁻¹ G`` of what was eliminated, to be subtracted from ``P``.
-        N: Coupling of what is delayed to the state, ``[k, a]``.
-        D: Its cost, a diagonal ``[k]``.
+        pivot: Solves with the block.
+        correction: ``Gᵀ M⁻¹ G`` of the eliminated part, to be subtracted from ``P``.
+        N: Coupling of the delayed variables to the state, ``[k, a]``.
+        D: Their cost, a diagonal ``[k]``.
     """
 
     pivot: Pivot
@@ -74,7 +74,7 @@ def eliminate(M: Tensor, G: Tensor, threshold: float, name: str) -> Eliminated:
     """Eliminate ``M`` ``[s, s]``, coupled by ``G`` ``[s, a]``.
 
     A direction ``i`` of eigenvalue ``λ`` is delayed if ``‖g_i‖² > threshold · |λ|``.
-    Eigenvectors are computed only when something could be.
+    Eigenvectors are computed only if that is possible.
 
     Raises:
         SingularSystemError: If the block is not finite, or singular in a direction that
@@ -181,9 +181,9 @@ def _num_negative(M: Tensor) -> int:
 
 @final
 class NullSpacePivot:
-    r"""``C = X̄ (I − V Vᵀ)``: the parameters of a linear layer that its output does not see.
+    r"""``C = X̄ (I − V Vᵀ)``: the part of a linear layer's parameters in the null space.
 
-    They are more than the samples; their pivot is the damping ``ε``.
+    With so few samples the output does not depend on it; its pivot is the damping ``ε``.
 
     It moves the gradient of the input by ``μ C`` (its first ``w`` columns). Eliminated,
     it subtracts ``ε⁻¹ μμᵀ ⊗ (I − V Vᵀ)`` from the Schur complement ``P`` in the input.
@@ -213,7 +213,7 @@ class NullSpacePivot:
         self._N, self._Q = U[:, delayed] * σ[delayed], Qt[delayed].T
         self._Vo = V[:, :0]
         m, (w_bar, r), q = μ.shape[1], V.shape, self._Q.shape[1]
-        if q:  # an orthonormal basis, wanted only now
+        if q:  # an orthonormal basis, only needed here
             self._Vo = torch.linalg.qr(V, mode="complete")[0][:, r:]
         self.num_pivots, self.num_delayed = (m - q) * (w_bar - r), q * (w_bar - r)
         self._gain = 1 / damping if damping and self.num_pivots else 0.0
@@ -250,10 +250,10 @@ class NullSpacePivot:
 
         Args:
             g: The right-hand sides.
-            seen: Their coordinates ``X̄ V``, ``[K, m·r]``.
+            seen: Their coordinates ``X̄ V``, ``[K, m·r]``, which affect the output.
 
         Returns:
-            The addition to the state's right-hand side; that of what is delayed.
+            The addition to the state's right-hand side, and that of the delayed variables.
         """
         X, Ξ = self._X(g), seen.reshape(len(g), -1, self._V.shape[1])
         p = self._μ @ X[:, :, : self._w] - self._μ @ Ξ @ self._V[: self._w].T
@@ -261,9 +261,9 @@ class NullSpacePivot:
         return p.mul_(self._gain).flatten(1), Y.flatten(1)
 
     def substitute(self, g: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        """Parameters with this ``C``, once the state and what was delayed are known.
+        """Parameters with this ``C``, from the state and the delayed variables.
 
-        What they have besides is arbitrary.
+        Their other component is arbitrary.
         """
         K, gain = len(g), self._gain
         u = pad(u.reshape(K, len(self._μ), self._w), (0, len(self._V) - self._w))

@@ -18,7 +18,7 @@ class Layer:
     """One module of the chain, ``z_out = f(z; x)``.
 
     Attributes:
-        name: Where it is and what it is, as in ``stage '2' (Linear)``.
+        name: Its position and class, as in ``stage '2' (Linear)``.
         module: The user's module.
         parameters: Its parameters that require a gradient; the others are constants.
         values: Copies of them in double precision.
@@ -45,12 +45,12 @@ class Layer:
         x: Sequence[Tensor] | None = None,
         buffers: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Call the module with other tensors in the place of its own.
+        """Call the module with other tensors in place of its own.
 
         Args:
             z: Input. A module that works in place gets a copy.
             x: Parameters, by default :attr:`values`.
-            buffers: What the module may write to, by default fresh copies.
+            buffers: Buffers that the module may write to, by default fresh copies.
         """
         values = dict(zip(map(id, self.parameters), x or self.values, strict=True))
         held = parameter_slots(self.module)
@@ -61,12 +61,12 @@ class Layer:
         return out
 
     def buffers(self) -> list[Tensor]:
-        """Copies of the buffers, in double precision where they are real numbers."""
+        """Copies of the buffers, in double precision if they are floating-point."""
         return [in_double(table[key]) for table, key in buffer_slots([self.module])]
 
 
 def in_double(t: Tensor) -> Tensor:
-    """A copy outside of any graph; real numbers in double precision."""
+    """A copy without a graph; real numbers in double precision."""
     dtype = torch.float64 if t.is_floating_point() else t.dtype
     return t.detach().to(dtype, copy=True)
 
@@ -75,10 +75,10 @@ def layers_of(model: nn.Module) -> list[Layer]:
     """The layers of a chain, in order.
 
     Raises:
-        TypeError: If the model is no plain ``nn.Sequential``, or its parameters differ
+        TypeError: If the model is not a plain ``nn.Sequential``, or its parameters differ
             in dtype.
-        ValueError: If a parameter is used twice, none is to be differentiated in, or
-            they live on several devices.
+        ValueError: If a parameter is used twice, none requires a gradient, or they are on
+            several devices.
     """
     if not isinstance(model, nn.Sequential) or not _is_plain(model):
         raise TypeError(
@@ -92,12 +92,12 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it is a Sequential that does nothing but call its modules."""
+    """Whether it is a Sequential that only calls its modules."""
     return type(module).forward is nn.Sequential.forward and not has_hooks(module)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something else than ``forward`` runs when the module is called."""
+    """Whether a call of the module runs anything other than ``forward``."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -168,9 +168,8 @@ def activations(layers: Sequence[Layer], X: Tensor) -> list[Tensor]:
     """``z_0 = X, z_1, …, z_L``, in double precision.
 
     Raises:
-        TypeError: If a layer cannot be called with one tensor, or answers with something
-            else.
-        ValueError: If a layer does not fit its input, or writes its buffers.
+        TypeError: If a layer cannot be called with one tensor, or returns something else.
+        ValueError: If a layer does not fit its input, or writes to its buffers.
         NonDeterministicError: If a layer is random.
     """
     Z = [in_double(X)]
@@ -208,7 +207,7 @@ def _evaluate(layer: Layer, z: Tensor) -> Tensor:
     if is_random or not torch.equal(out.nan_to_num(), again.nan_to_num()):
         raise NonDeterministicError(
             f"Expected stages without randomness, but {layer.name} draws random numbers "
-            "or answers differently each time. Call model.eval(), or remove it."
+            "or gives another result each time. Call model.eval(), or remove it."
         )
     if not all(map(torch.equal, written, layer.buffers())):
         raise ValueError(
@@ -220,7 +219,7 @@ def _evaluate(layer: Layer, z: Tensor) -> Tensor:
 
 
 def _refuse_dropout(layer: Layer) -> None:
-    """By name: two masks of few units may be equal by chance."""
+    """Refuse dropout by its class, since two masks of few units may be equal by chance."""
     for module in layer.module.modules():
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise NonDeterministicError(
@@ -230,7 +229,7 @@ def _refuse_dropout(layer: Layer) -> None:
 
 
 def _dice(device: torch.device) -> list[bytes]:
-    """The states of torch's generators: they tell whether a number has been drawn."""
+    """The states of torch's generators, which change when a number is drawn."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))

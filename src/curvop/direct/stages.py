@@ -1,6 +1,6 @@
-"""Stages: what block elimination needs to know of one layer of the chain.
+"""Stages: the second-order expansion of one layer, for block elimination.
 
-With moved activations ``u`` and moved parameters ``x``, the states and controls of a
+With changes ``u`` of activations and ``x`` of parameters, the states and controls of a
 linear-quadratic control problem,
 
     u_out = A u + B x,    cost ½ uᵀQu + xᵀSu + ½ xᵀRx ,
@@ -28,7 +28,7 @@ class Stage(ABC):
     Attributes:
         name: The name of the layer, for messages.
         shapes: Shapes of the parameters.
-        num_inputs: ``a``, the entries of the input; 0 if nothing upstream moves.
+        num_inputs: ``a``, the entries of the input; 0 without parameters upstream.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Stage(ABC):
 
 
 class ParametricStage(Stage):
-    """A stage with parameters, in orthonormal coordinates ``ξ`` of those that ``B`` sees.
+    """A stage with parameters, in orthonormal coordinates ``ξ`` of the row space of ``B``.
 
-    The other parameters, if any, are in the null space of ``B``.
+    The null space of ``B`` is treated apart; it may be empty.
     """
 
     @property
@@ -95,7 +95,7 @@ class ParametricStage(Stage):
 
     @abstractmethod
     def null_space_pivot(self, damping: float, threshold: float) -> NullSpacePivot | None:
-        """The parameters that ``B`` does not see, to be eliminated with this damping."""
+        """The parameters in the null space of ``B``, to be eliminated with this damping."""
 
 
 @final
@@ -142,7 +142,7 @@ class DenseStage(ParametricStage):
 
     @property
     def num_coordinates(self) -> int:
-        """All parameters are seen."""
+        """As many as parameters."""
         return self.size
 
     def jvp(self, u: Tensor, x: Tensor) -> Tensor:
@@ -180,5 +180,5 @@ class DenseStage(ParametricStage):
         return ξ
 
     def null_space_pivot(self, damping: float, threshold: float) -> NullSpacePivot | None:
-        """Nothing is unseen."""
+        """Empty."""
         return None

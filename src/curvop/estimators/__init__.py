@@ -1,4 +1,4 @@
-"""Numbers that sum up a matrix, estimated from its products, with error bars."""
+"""Traces and other numbers of a matrix, estimated from products, with error bars."""
 
 from curvop.estimators.diagonal import diagonal
 from curvop.estimators.frobenius_norm import frobenius_norm

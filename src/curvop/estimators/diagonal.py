@@ -34,14 +34,15 @@ def diagonal(
     - ``"hutchinson"`` (Bekas, Kokiopoulou, Saad, 2007): the mean of ``v ∘ A v`` over
       random signs ``v``, with the variance :math:`\sum_{j≠i} A_{ij}^2` each. It keeps
       two vectors.
-    - ``"xdiag"`` (Epperly, Tropp, Webber, 2024): each probe is used both in a sketch for
-      the others and against it. Better where the spectrum decays. It multiplies with the
-      transposed matrix as well, and keeps three vectors for two products.
+    - ``"xdiag"`` (Epperly, Tropp, Webber, 2024): each probe is used in a sketch for the
+      others, and to estimate what their sketch leaves. Better if the spectrum decays. It
+      multiplies with the transposed matrix as well, and keeps three vectors for two
+      products.
 
     With as many products as columns the diagonal is computed exactly.
 
     Args:
-        A: A square operator, or whatever :func:`as_operator` understands.
+        A: A square operator, or anything that :func:`as_operator` accepts.
         method: How to estimate.
         num_matvecs: See :func:`trace`, also for what follows.
         tol: Stop when the largest of the standard errors, absolute, is at most this.
@@ -51,7 +52,7 @@ def diagonal(
 
     Returns:
         Entries and their standard errors, ``[N]`` each, of the dtype and on the device
-        of the matrix (of single precision for half). From few samples the errors are
+        of the matrix (in single precision for half). From few samples the errors are
         widened, so that three of them cover the truth as often as from many.
 
     Raises:

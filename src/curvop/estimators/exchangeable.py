@@ -1,4 +1,4 @@
-"""XTrace and XDiag: each probe measures what the sketch by the others leaves.
+"""XTrace and XDiag: each probe estimates what the sketch of the others leaves.
 
 Their summands are exchangeable, not independent (Epperly, Tropp, Webber, "XTrace: making
 the most of every sample in stochastic trace estimation", 2024).
@@ -19,7 +19,7 @@ from curvop.estimators.sketch import extended, left_out
 from curvop.operators import LinearOperator
 from curvop.scaling import norm, norms, unit
 
-# Numbers that the error of some rows may take at once; it looks at pairs of probes.
+# Most numbers in memory for the errors of some rows, which are over pairs of probes.
 CHUNK = 2**22
 
 
@@ -31,9 +31,9 @@ class XTrace(Estimator):
     "XTrace: making the most of every sample in stochastic trace estimation", 2024).
 
     The summands depend on each other: their spread alone would be far too small an error
-    (by a factor of 4, where the sketch is about to hold all large eigenvalues). What they
-    have in common is measured without two columns each, which costs no products either;
-    see :func:`leave_one_out_error`.
+    (by a factor of 4, when the sketch has nearly all large eigenvalues). Their covariance
+    is estimated by leaving out two columns each, which takes no products either; see
+    :func:`leave_one_out_error`.
 
     Args:
         A: The matrix.
@@ -68,7 +68,7 @@ class XTrace(Estimator):
         }
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
-        """The mean over what is left out, and its standard error."""
+        """The mean over the columns left out, and its standard error."""
         k, N = state["count"], self._A.shape[1]
         if k < 2:
             nan = torch.tensor(math.nan, dtype=torch.float64)
@@ -89,7 +89,7 @@ class XTrace(Estimator):
         left = squares - W.square().sum(0)
 
         def scale(dimension: int, square: Tensor) -> Tensor:
-            # a probe in the span of the others leaves nothing but rounding
+            # a probe in the span of the others leaves only rounding errors
             something = square > torch.finfo(R.dtype).eps ** 0.5 * squares
             return torch.where(something, dimension / square, 1)
 
@@ -141,7 +141,7 @@ class XDiag(Estimator):
         return _grown(state, g, self._A, self._A.T)[0]
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
-        """The mean over what is left out, and its standard error: ``[N]`` each."""
+        """The mean over the columns left out, and its standard error: ``[N]`` each."""
         G, Q, Z, R = (state[name] for name in ("G", "Q", "Z", "R"))
         k = state["count"]
         if k < 2:
@@ -152,7 +152,7 @@ class XDiag(Estimator):
         rows = (M.split(max(1, CHUNK // k**2)) for M in (G, Q, Z))
         parts = [_on_rows(G, Q, Z, S, r) for G, Q, Z in zip(*rows, strict=True)]
         values, errors = (torch.cat(p) for p in zip(*parts, strict=True))
-        # the entries of a row, and those that a rounding error spreads from all rows
+        # magnitudes in a row, and rounding errors that orthogonalisation spreads from all
         sizes = [norms(M, 1) + norm(M) / len(M) ** 0.5 for M in (Q, Z)]
         rounding = ROUNDING * torch.finfo(self._A.dtype).eps * sizes[0] * sizes[1]
         return values, torch.hypot(errors, rounding)
@@ -211,14 +211,14 @@ def _on_rows(
 def leave_one_out_error(values: Tensor, effects: Tensor) -> Tensor:
     r"""Standard error of the mean of estimates that leave out one probe each.
 
-    They are dependent, so that their spread alone can be far too small. With ``dᵢⱼ``, the
+    They are dependent, so that their spread alone can be far too small. With ``dᵢⱼ`` the
     effect of probe ``i`` on the estimate ``tⱼ``,
 
     .. math:: \operatorname{Var} \bar t =
         \mathbb{E}\left[\frac{s^2}{k} + \operatorname{mean}_{i≠j} d_{ij} d_{ji}\right].
 
-    For ``tᵢ`` and ``tⱼ - dᵢⱼ`` are uncorrelated, as the latter does not depend on probe
-    ``i``, over which ``tᵢ`` is unbiased; the covariance of ``tᵢ`` and ``tⱼ`` remains.
+    For ``tⱼ - dᵢⱼ`` does not depend on probe ``i``, over which ``tᵢ`` is unbiased: the two
+    are uncorrelated, and the covariance of ``tᵢ`` and ``tⱼ`` is ``E dᵢⱼ dⱼᵢ``.
 
     Args:
         values: The estimates ``tⱼ``, ``[*shape, k]``.

@@ -33,7 +33,7 @@ def frobenius_norm(
     exactly.
 
     Args:
-        A: An operator, or whatever :func:`as_operator` understands.
+        A: An operator, or anything that :func:`as_operator` accepts.
         num_matvecs: See :func:`trace`, also for what follows.
         tol: Stop when the standard error, absolute, is at most this.
         generator: Source of the probes.
@@ -57,7 +57,7 @@ def frobenius_norm(
 
     def form(V: Tensor, before: int) -> Samples:
         sizes = norms(multiply(A, V, before), 0).to("cpu", torch.float64)
-        size = unit(sizes)  # squares of the sizes may over- or underflow
+        size = unit(sizes)  # squares may over- or underflow
         values = (sizes / size).square()
         rounding = ROUNDING * torch.finfo(A.dtype).eps * values
         return Samples(values, rounding, V.shape[1], size)

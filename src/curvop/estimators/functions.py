@@ -1,4 +1,4 @@
-"""Traces of functions of a symmetric matrix: in general, log-determinant, dimension."""
+"""Traces of functions of a matrix: any, log-determinant, effective dimension."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from curvop.estimators.quadrature import (
 )
 from curvop.operators import as_operator
 
-# Those of a quadrature: by default, and at least for an error bar.
+# Products of a quadrature: by default, and the least for an error bar.
 PRODUCTS = {"default": 500, "least": 2 * FEWEST_PROBES}
 
 
@@ -43,16 +43,16 @@ def trace_function(
 
     (Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature",
     2017), with nodes ``θ`` and weights ``τ²`` from Lanczos runs on random signs, which
-    are fully reorthogonalised. A run goes on until truncation is at most 0.1 % (or a
-    quarter of ``tol``), for a tenth of the products at most. Truncation counts towards
-    the standard error. It is taken as the change by the last doubling of the steps, times
-    the doublings that are left until the Krylov space is everything: a bound where no
+    are fully reorthogonalised. A run ends when its truncation error is at most 0.1 % (or a
+    quarter of ``tol``), or after a tenth of the products. The standard error includes the
+    truncation error. That is estimated by the change from the last doubling of the steps,
+    times the number of doublings until the Krylov space is the whole space: a bound if no
     later doubling changes more.
 
     A chunk keeps all vectors of its runs: ``chunk_size`` times the steps.
 
     Args:
-        A: A symmetric operator, or whatever :func:`as_operator` understands.
+        A: A symmetric operator, or anything that :func:`as_operator` accepts.
         f: The function, elementwise on a tensor in double precision; finite between the
             least and the largest eigenvalue.
         num_matvecs: Most products; 500 if neither they nor ``tol`` are given.
@@ -64,9 +64,9 @@ def trace_function(
         progressbar: Whether to show value and standard error.
 
     Returns:
-        The trace with its standard error, in which the spread over the probes,
-        truncation and rounding are combined. From few probes the error is widened, so
-        that three of them cover the truth as often as from many.
+        The trace with its standard error, which combines the spread over the probes,
+        truncation and rounding. From few probes it is widened, so that three standard
+        errors cover the truth as often as from many.
 
     Raises:
         TypeError: If something is of the wrong kind.
@@ -101,11 +101,11 @@ def logdet(
     .. math:: \log \det (A + λ I) = \operatorname{tr} \log (A + λ I)
 
     as in :func:`trace_function`. A large condition number takes many Lanczos steps, hence
-    many products; damping takes them back. With damping, truncation is bounded, not only
-    estimated: by the Gauss-Radau quadrature with a node at 0.
+    many products; damping reduces them. With damping, the truncation error is bounded, not
+    only estimated, by the Gauss-Radau quadrature with a node at 0.
 
     Args:
-        A: A psd operator, or whatever :func:`as_operator` understands.
+        A: A psd operator, or anything that :func:`as_operator` accepts.
         damping: ``λ``, not negative; positive for a singular matrix.
         num_matvecs: See :func:`trace_function`, also for what follows.
         tol: Stop when the standard error, absolute, is at most this.
@@ -163,7 +163,7 @@ def effective_dimension(
     Truncation is bounded as for :func:`logdet`.
 
     Args:
-        A: A psd operator, or whatever :func:`as_operator` understands.
+        A: A psd operator, or anything that :func:`as_operator` accepts.
         damping: ``λ``, positive.
         num_matvecs: See :func:`trace_function`, also for what follows.
         tol: Stop when the standard error, absolute, is at most this.

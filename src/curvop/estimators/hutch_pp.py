@@ -1,4 +1,4 @@
-"""Hutch++: the trace on a sketch exactly, the rest by probes."""
+"""Hutch++: the trace exactly on a sketch, and by probes on its complement."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class HutchPP(Estimator):
     r"""``tr Qᵀ A Q`` and the mean of ``uᵀ A u`` over probes ``u`` orthogonal to ``Q``.
 
     (Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation", 2021).
-    Probes are normal and of norm ``√(N - k)`` after the projection, which leaves no
-    variance where the rest of the spectrum is one value.
+    Probes are normal, scaled to the norm ``√(N - k)`` after the projection: there is no
+    variance if all other eigenvalues are equal.
 
     Args:
         A: The matrix.
-        size: Number ``k`` of columns of the sketch, with which a run starts.
+        size: Number ``k`` of columns of the sketch at the start of a run.
         chunk_size: Most columns in one product.
     """
 
@@ -50,11 +50,11 @@ class HutchPP(Estimator):
         }
 
     def cost(self, state: State) -> int:
-        """Two for a column of the sketch, one for a probe of the rest."""
+        """Two products for a column of the sketch, one for a probe."""
         return 2 if state["Q"].shape[1] < state["size"] else 1
 
     def step(self, state: State, most: int, generator: Generator) -> State:
-        """More of the sketch, or more of the rest."""
+        """More columns of the sketch, or more probes."""
         missing = state["size"] - state["Q"].shape[1]
         if missing:
             half = max(1, self._chunk_size // 2)
@@ -85,16 +85,16 @@ class HutchPP(Estimator):
         return {**more, "num_matvecs": n + c}
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
-        """Sketch and rest; from the sketch's own probes until there are samples."""
+        """The sum of both; from the probes of the sketch until there are samples."""
         if state["count"] < 2:
             return mean_and_error(state["rough"])
         mean, error = mean_and_error(state)
         return state["on_sketch"] + mean, torch.hypot(error, state["rounding"])
 
     def refined(self, state: State, need: float) -> State:
-        """A sketch of twice the size, if that is cheaper than to sample on.
+        """A sketch of twice the size, if that is cheaper than more samples.
 
-        Tried where the samples are many, and again as long as it has paid.
+        Tried if many samples are needed, and again as long as it has paid off.
         """
         k, before = state["size"], state["needed"]
         dear = need - state["count"] > 2 * k + FIRST_LOOK

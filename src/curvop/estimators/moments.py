@@ -29,17 +29,16 @@ def with_samples(
 
     They are merged as by Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm
     for computing sample variances" (1982): stably where the spread is far below the mean.
-    All are multiples of a unit, a power of two next to the largest sample so far (or
-    slack): squares and cubes of samples themselves over- or underflow.
+    All are stored in a unit, a power of two near the largest sample (or slack) so far:
+    squares and cubes of the samples themselves may over- or underflow.
 
     Args:
         state: The moments so far.
         samples: More samples, ``[K, *shape]``.
-        slack: What each may be off by for other reasons than chance: rounding,
-            truncation. ``[K, *shape]``.
-        size: Unit of which to this ``degree`` both are multiples; by default they are
-            what they are.
-        degree: The unit's.
+        slack: Error of each that is not random: rounding, truncation. ``[K, *shape]``.
+        size: Samples and slack are given in units of ``size ** degree``; by default in
+            units of 1.
+        degree: The exponent of the unit.
     """
     if size is None:
         size = torch.maximum(unit(samples, 0), unit(slack, 0))[0]
@@ -72,9 +71,9 @@ def with_samples(
 def relative_error(state: State) -> Tensor:
     """Standard error of the mean in its unit; ``nan`` from fewer than two samples.
 
-    Slack is included. It is widened for few samples, and for skew ones: by the correction
-    ``(2 z² + 1) γ / (6 √m)`` of the quantile ``z = 3`` (Johnson, 1978), without which the
-    mean of, say, 20 squares is too small too often.
+    Slack is included. It is widened for few samples, and for skewed ones: by the correction
+    ``(2 z² + 1) γ / (6 √m)`` of the quantile ``z = 3`` (Johnson, 1978), without which it
+    would be too small too often for the mean of 20 squares, for instance.
     """
     m, squares = state["count"], state["squares"]
     if m < 2:
@@ -90,9 +89,9 @@ def mean_and_error(state: State) -> tuple[Tensor, Tensor]:
 
 
 def student_factor(count: int) -> float:
-    """Factor by which the spread of few samples is known too badly.
+    """Factor that widens the standard error from few samples.
 
-    With it, three standard errors cover as often as three standard deviations of a
-    normal variable, 99.7 % (Student, 1908): 2.2 for 5 samples, 1.2 for 20.
+    With it, three standard errors cover the truth as often as three standard deviations of
+    a normal variable, 99.7 % (Student, 1908): 2.2 for 5 samples, 1.2 for 20.
     """
     return float(stdtrit(count - 1, ndtr(3.0))) / 3.0

@@ -1,4 +1,4 @@
-"""Means over probes: of independent signs, or of all unit vectors."""
+"""Means over probes: independent signs, or all unit vectors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from curvop.operators import LinearOperator
 
 
 class Samples(NamedTuple):
-    """What a quadratic form takes on a chunk of probes."""
+    """Values of a quadratic form at a chunk of probes."""
 
     values: Tensor  # [K, *shape]
-    slack: Tensor  # [K, *shape], what each is off by, other than by chance
+    slack: Tensor  # [K, *shape], their errors that are not random
     num_matvecs: int
-    unit: Tensor | None = None  # [*shape], if they are multiples of its power
+    unit: Tensor | None = None  # [*shape], if they are in units of its power
 
 
 Form = Callable[[Tensor, int], Samples]
-"""Samples at the columns ``[N, K]``, after so many products.
+"""``(V, n) ->`` samples at the columns ``V`` ``[N, K]``, after ``n`` products.
 
-Its mean over sign probes, and its sum over the unit vectors, is what is looked for."""
+The quantity to estimate is their mean over sign probes, or their sum over unit vectors."""
 
 Finish = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From mean and standard error, and their unit, to value and standard error."""
@@ -41,16 +41,16 @@ def _as_it_is(mean: Tensor, error: Tensor, unit: Tensor) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is sampled, and how.
+    """A quadratic form to be sampled.
 
     Attributes:
         A: The matrix.
-        form: What is sampled.
+        form: The quadratic form.
         like: Tensor of the shape, dtype and device of one sample.
         chunk_size: Most probes at once.
         cost: Most products per probe.
-        degree: Of samples in the matrix, where they come with a unit.
-        finish: What is reported of the mean.
+        degree: Degree of the form in the matrix, the exponent of the unit of samples.
+        finish: The result from the mean.
     """
 
     A: LinearOperator
@@ -89,7 +89,7 @@ class SignProbes(Estimator):
         return s.step(state, V)
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
-        """The mean, and what is made of it."""
+        """The result from the mean."""
         return self._sampling.finish(state["mean"], relative_error(state), state["unit"])
 
 
@@ -125,7 +125,7 @@ class UnitVectors(Estimator):
         return s.step(state, V)
 
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
-        """``N`` times the mean; what was visited is no longer uncertain."""
+        """``N`` times the mean; the error vanishes when all have been visited."""
         s, count = self._sampling, state["count"]
         N, slack = s.A.shape[1], state["slack"]
         error = slack
@@ -136,7 +136,7 @@ class UnitVectors(Estimator):
 
 
 def mean_over_probes(sampling: Sampling, options: Options) -> Outcome:
-    """Run it, from the start."""
+    """Sample until the options are met."""
     signs, units = SignProbes(sampling), UnitVectors(sampling)
     A = sampling.A
     return run(signs, units, A.shape[1], options, Checkpoint(None))

@@ -1,4 +1,4 @@
-"""What every estimator may be asked for."""
+"""The options of all estimators, checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNLIMITED = sys.maxsize
 
 @dataclass(frozen=True)
 class Options:
-    """How far to go, with which probes, and what to show.
+    """When to stop, the source of probes, and whether to show progress.
 
     Attributes:
         num_matvecs: Most products; ``UNLIMITED`` for as many as ``tol`` takes.
@@ -45,7 +45,7 @@ def options(
     default: int = 100,
     least: int = 2,
 ) -> Options:
-    """Check what the user asked for.
+    """The user's options, checked.
 
     Args:
         A: The matrix.
@@ -54,7 +54,7 @@ def options(
         generator: Source of the probes, or ``None`` for a fresh one.
         chunk_size: Most columns in one product.
         progressbar: Whether to show progress.
-        default: Products where neither their number nor a tolerance is given.
+        default: Products if neither their number nor a tolerance is given.
         least: Products that the estimator needs for an error bar.
 
     Raises:
@@ -90,7 +90,7 @@ def check_square(A: LinearOperator, name: str) -> None:
 
 
 def check_symmetric(A: LinearOperator, name: str) -> None:
-    """Refuse what is not known to be symmetric."""
+    """Refuse operators that are not tagged as symmetric."""
     check_square(A, name)
     if not A.symmetric:
         raise ValueError(
@@ -100,7 +100,7 @@ def check_symmetric(A: LinearOperator, name: str) -> None:
 
 
 def check_psd(A: LinearOperator, name: str) -> None:
-    """Refuse what is not known to be positive semi-definite."""
+    """Refuse operators that are not tagged as positive semi-definite."""
     check_square(A, name)
     if not A.psd:
         raise ValueError(

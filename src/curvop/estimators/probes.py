@@ -1,4 +1,4 @@
-"""Probes: random vectors, and what products make of them."""
+"""Probes: random vectors, their products and quadratic forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROUNDING = 8
 
 
 def working_dtype(A: LinearOperator) -> torch.dtype:
-    """That of the matrix; single precision for half, which has no factorisations."""
+    """The dtype of the matrix; single precision for half, which has no factorisations."""
     return torch.promote_types(A.dtype, torch.float32)
 
 
@@ -45,7 +45,7 @@ def probes(
 ) -> Tensor:
     """Columns ``[N, K]`` with independent entries of mean 0 and variance 1.
 
-    They are drawn one by one, so that they do not depend on the chunks.
+    They are drawn column by column, so that they do not depend on the chunks.
     """
     N, device = A.shape[1], generator.device
     if kind == "signs":

@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature, with a bound of its truncation."""
+"""Stochastic Lanczos quadrature, with a bound of its truncation error."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from curvop.scaling import norms, unit
 
 Function = Callable[[Tensor], Tensor]
 Truncation = Callable[[Tensor, Tensor, Function, int], Tensor]
-"""From ``T``, its quadrature, the function and ``N`` to what truncation may change."""
+"""``(T, value of its quadrature, f, N) ->`` a bound of the truncation error."""
 
 FEWEST_PROBES = 10
-# Sizes of a Krylov space at which truncation is looked at.
+# Sizes of a Krylov space at which the truncation error is computed.
 LOOKS = [size for i in range(2, 16) for size in (2 * 2**i, 3 * 2**i)]
-# Truncation that matters little besides the spread over probes, as a share of the value.
+# Truncation error, relative to the value, that is small beside the spread over probes.
 TRUNCATION = 1e-3
 
 
@@ -55,17 +55,17 @@ def estimated(
 def tridiagonals(
     A: LinearOperator, V: Tensor, sizes: Collection[int], before: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Lanczos in step: ``T`` on the Krylov space of each column, at some sizes ``p``.
+    """Lanczos for all columns at once: ``T`` on the Krylov space of each, of size ``p``.
 
     The spaces are independent, and share products. All vectors are kept orthogonal.
 
     An invariant space cannot grow: its ``T`` is continued by decoupled copies of its
-    first entry. When all are invariant, the last ``T`` follows, whatever its size.
+    first entry. When all are invariant, the last ``T`` follows at once.
 
     Args:
         A: A symmetric matrix.
         V: First vectors ``[N, K]``, of norm 1.
-        sizes: Which ``p`` to stop at; the largest is the last.
+        sizes: The ``p`` at which to yield ``T``; the largest is the last.
         before: Number of products before these.
 
     Yields:
@@ -107,7 +107,7 @@ def _tridiagonal(alphas: list[Tensor], betas: list[Tensor]) -> Tensor:
 
 
 def last_doubling(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
-    """Its effect, for each doubling that is left until the space is everything."""
+    """Effect of the last doubling, times the doublings until the space is the whole."""
     p = T.shape[-1]
     half = T[:, : (p + 1) // 2, : (p + 1) // 2]
     change = (value - quadrature(half, f, 0.0)[0]).abs()
@@ -115,12 +115,12 @@ def last_doubling(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
 
 
 def enclosed(T: Tensor, value: Tensor, f: Function, N: int) -> Tensor:
-    """The distance of the two quadratures between which the truth is."""
+    """The difference of two quadratures that bound the truth from both sides."""
     return (value - quadrature(gauss_radau(T), f, 0.0)[0]).abs()
 
 
 def gauss_radau(T: Tensor) -> Tensor:
-    """``T`` of the Gauss-Radau quadrature with a node at 0, a hair below the spectrum.
+    """``T`` of the Gauss-Radau quadrature with a node at 0, just below the spectrum.
 
     The two quadratures enclose the integral of ``f`` where the signs of its derivatives
     alternate (Golub, Meurant, "Matrices, moments and quadrature", 1994): of logarithm
@@ -141,7 +141,7 @@ def gauss_radau(T: Tensor) -> Tensor:
 
 
 def quadrature(T: Tensor, f: Function, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``e₁ᵀ f(T) e₁``, ``e₁ᵀ |f|(T) e₁`` and what rounding changes, ``[K]`` each."""
+    """``e₁ᵀ f(T) e₁``, ``e₁ᵀ |f|(T) e₁`` and the effect of rounding, ``[K]`` each."""
     nodes, vectors = torch.linalg.eigh(T)  # [K, p], [K, p, p]
     weights = vectors[:, 0, :].square()
     values = f(nodes)

@@ -13,21 +13,21 @@ from tqdm import tqdm
 from curvop.checkpoint import Checkpoint, State
 from curvop.estimators.options import UNLIMITED, Options
 
-# Samples behind a standard error before it may end a run. Few samples look better than
-# they are now and then; a run that stops at such moments would be wrong too often.
+# Samples before a standard error may end a run. From few samples it is sometimes far too
+# small; a run that stops at such a moment would be wrong too often.
 FIRST_LOOK = 20
 
 
 class Estimator(ABC):
-    """An estimate that gets better with each product.
+    """An estimate that improves with each product.
 
     An estimator is a value, and so are its states: a step makes a new one. Each state
-    counts its products (``"num_matvecs"``) and the samples behind its error (``"count"``).
+    counts its products (``"num_matvecs"``) and the samples for its error (``"count"``).
     """
 
     @abstractmethod
     def start(self, generator: Generator) -> State:
-        """Before the first product."""
+        """The state before the first product."""
 
     @abstractmethod
     def cost(self, state: State) -> int:
@@ -35,19 +35,19 @@ class Estimator(ABC):
 
     @abstractmethod
     def step(self, state: State, most: int, generator: Generator) -> State:
-        """One chunk further, by one sample at least and ``most`` of them at most."""
+        """The state after another chunk, of one to ``most`` samples."""
 
     @abstractmethod
     def estimate(self, state: State) -> tuple[Tensor, Tensor]:
         """Value and standard error, ``nan`` as long as there are too few samples."""
 
     def refined(self, state: State, need: float) -> State:
-        """What to go on from if so many samples are needed; ``count`` 0 starts afresh."""
+        """The state to go on from, if so many samples are needed; 0 counted: afresh."""
         return state
 
 
 class Outcome(NamedTuple):
-    """Where a run ended."""
+    """The result of a run."""
 
     value: Tensor
     standard_error: Tensor
@@ -65,16 +65,16 @@ def run(
 ) -> Outcome:
     """Sample until the products are used up, or the standard error is small enough.
 
-    Where the products suffice for the exact value, it is computed: at once if there is no
-    tolerance, otherwise after sampling has taken as many in vain.
+    If there are enough products for the exact value, that is computed: at once without a
+    tolerance, otherwise after sampling has taken as many without success.
 
     Args:
-        estimator: What samples.
-        exact: What visits all ``N`` unit vectors instead.
+        estimator: Samples.
+        exact: Computes the exact value from all ``N`` unit vectors.
         N: Their number.
         options: When to stop.
-        file: Where to continue from, written every few products.
-        interruptible: Whether Ctrl-C ends the run with what there is.
+        file: Checkpoint to continue from, written every few products.
+        interruptible: Whether Ctrl-C ends the run with the estimate so far.
     """
     generator = options.generator
     estimators = {False: estimator, True: exact}
@@ -88,7 +88,7 @@ def run(
         state = _placed(found, state)
         generator.set_state(state["generator"])
     total = options.num_matvecs if options.num_matvecs < UNLIMITED else None
-    # a bar starts a thread, even one that is not shown
+    # even a bar that is not shown starts a thread
     bar = (
         tqdm(total=total, initial=state["num_matvecs"], unit="product")
         if options.progressbar
@@ -113,7 +113,7 @@ def run(
 
 
 def _placed(found: State, start: State) -> State:
-    """What was read, on the devices where a run keeps it."""
+    """The state that was read, on the devices of the run."""
     return {
         name: value.to(start[name].device)
         if isinstance(value, Tensor) and name in start
@@ -125,7 +125,7 @@ def _placed(found: State, start: State) -> State:
 def _advanced(
     estimators: dict[bool, Estimator], N: int, options: Options, state: State
 ) -> State | None:
-    """The state after the next chunk of products; ``None`` where nothing is left to do."""
+    """The state after the next chunk of products; ``None`` at the end."""
     estimator, exact = estimators[False], estimators[True]
     generator, n, count = options.generator, state["num_matvecs"], state["count"]
     room = options.num_matvecs - n
@@ -152,5 +152,5 @@ def _advanced(
 
 
 def _show(value: Tensor, standard_error: Tensor) -> str:
-    """As in ``2.00 ± 0.10``; of many values the sum with the largest error."""
+    """``2.00 ± 0.10``, for instance; of many values the sum and the largest error."""
     return f"{float(value.sum()):.4g} ± {float(standard_error.max()):.2g}"

@@ -1,4 +1,4 @@
-"""Sketches: an orthonormal basis of ``A Ω``, grown by columns, and with one left out."""
+"""Sketches: an orthonormal basis of ``A Ω``, extended, or with one column left out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from curvop.scaling import unit
 def extended(Q: Tensor, Y: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal directions that ``Y`` adds to ``Q``.
 
-    They are those of ``Y + δ Ω``, with ``δ`` at rounding level: where ``Y`` is dependent
-    on ``Q``, they are still orthonormal, and without bias, since column ``i`` depends on
-    the probe ``i`` only.
+    They are those of ``Y + δ Ω``, with ``δ`` at rounding level: if ``Y`` is dependent on
+    ``Q``, they are still orthonormal, and without bias, since column ``i`` depends on the
+    probe ``i`` only.
 
     Args:
         Q: Orthonormal columns ``[N, k]``.
@@ -50,7 +50,7 @@ def left_out(R: Tensor) -> Tensor:
         The directions ``[k, k]``, one in each column.
     """
     eye = torch.eye(len(R), dtype=R.dtype, device=R.device)
-    # a scale of column i is one of the direction i
+    # scaling column i scales direction i
     S = torch.linalg.solve_triangular((R / unit(R, 0)).mT, eye, upper=False)
     directions: Tensor = S / S.norm(dim=0)
     return directions

@@ -1,4 +1,4 @@
-"""The trace, and those of the diagonal blocks, with standard errors."""
+"""The trace, and the traces of diagonal blocks, with standard errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from curvop.estimators.sequential import Estimator, run
 from curvop.operators import as_operator
 
 METHODS = ("hutch++", "hutchinson", "xtrace")
-FIRST_SKETCH = 10  # columns of the sketch where only the tolerance limits the run
+FIRST_SKETCH = 10  # columns of the sketch if only the tolerance limits the run
 
 
 def trace(
@@ -46,31 +46,31 @@ def trace(
       keeps no vectors.
     - ``"hutch++"`` (Meyer, Musco, Musco, Woodruff, 2021): the trace on the range of a
       sketch with a third of the products, the rest of it by probes. Better by orders of
-      magnitude where the spectrum decays. It keeps a vector for three products.
-    - ``"xtrace"`` (Epperly, Tropp, Webber, 2024): each probe is used both in the sketch
-      for the others and against it. The best for a fast decay; keeps three vectors for
-      two products.
+      magnitude if the spectrum decays. It keeps a vector for three products.
+    - ``"xtrace"`` (Epperly, Tropp, Webber, 2024): each probe is used in a sketch for
+      the others, and to estimate what their sketch leaves. The best for a fast decay; it
+      keeps three vectors for two products.
 
-    With as many products as columns the trace is computed exactly, whatever the method.
+    With as many products as columns the trace is computed exactly by every method.
 
     Args:
-        A: A square operator, or whatever :func:`as_operator` understands.
+        A: A square operator, or anything that :func:`as_operator` accepts.
         method: How to estimate.
         num_matvecs: Most products; 100 if neither they nor ``tol`` are given.
         tol: Stop when the standard error, absolute, is at most this. Without
             ``num_matvecs``, products are taken until it is.
         generator: Source of the probes. By default a fresh one, seeded by the operating
             system: each call draws others. No global generator is touched.
-        chunk_size: Most columns in one product. Nothing but rounding depends on it.
+        chunk_size: Most columns in one product. It changes rounding only.
         checkpoint: File that the state is written to every few products, and that the
             run is continued from if it exists. With it, Ctrl-C returns the estimate so
             far.
         progressbar: Whether to show value and standard error.
 
     Returns:
-        The trace with its standard error, to which rounding contributes. From few
-        samples the error is widened, so that three of them cover the truth as often as
-        from many. A checkpoint takes one product more, which is not counted.
+        The trace with its standard error, which includes rounding. From few samples it is
+        widened, so that three standard errors cover the truth as often as from many. A
+        checkpoint takes one product more, which is not counted.
 
     Raises:
         TypeError: If something is of the wrong kind.
@@ -130,12 +130,12 @@ def block_traces(
     chunk_size: int = 8,
     progressbar: bool = False,
 ) -> dict[str | int, Estimate]:
-    r"""Estimate the trace of each diagonal block: of each parameter, say.
+    r"""Estimate the trace of each diagonal block, for instance of each parameter.
 
     .. math:: \operatorname{tr} A_{bb} ≈ \frac{1}{m} \sum_{i=1}^m v_{i,b}^⊤ (A v_i)_b
 
-    over random signs ``vᵢ`` (Hutchinson, 1990): one product serves all blocks. Its
-    variance counts all of ``A_b``, the rows of the block, and not only its square part.
+    over random signs ``vᵢ`` (Hutchinson, 1990): one product serves all blocks. The
+    variance depends on all entries in the rows of the block, not only on the block.
     With as many products as columns the traces are computed exactly.
 
     Args:
@@ -147,8 +147,8 @@ def block_traces(
         progressbar: Whether to show the sum and the largest standard error.
 
     Returns:
-        An estimate for each block, in order, by name; by position where the blocks have
-        no names. The number of products is that of all together. From few samples the
+        An estimate for each block, in order, by name, or by position if blocks have no
+        names. The number of products is that for all blocks together. From few samples the
         errors are widened, so that three of them cover the truth as often as from many.
 
     Raises:

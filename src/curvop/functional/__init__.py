@@ -1,4 +1,4 @@
-"""Curvature of one loss over a list of tensors."""
+"""Curvature of one scalar function of a list of tensors."""
 
 from curvop.functional.finite_differences import approximate_hvp
 from curvop.functional.gauss_newton import gauss_newton_product

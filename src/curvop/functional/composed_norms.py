@@ -1,4 +1,4 @@
-"""Norm layers composed of what can be differentiated any number of times."""
+"""Norm layers composed of functions that can be differentiated any number of times."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 
 class ComposedNorms(TorchFunctionMode):
-    """Within this context the norms of this file stand in for torch's.
+    """Context in which the norms of this file replace torch's.
 
     The double backward of the fused kernels accounts for the dependence of mean and
-    variance on the input, but autograd sees both as constants: third derivatives are
+    variance on the input, but autograd treats both as constants: third derivatives are
     silently wrong (pytorch#175754, #186256). Group and RMS norm are right. Activation
-    checkpointing over such a norm calls the fused kernel in the backward pass, where no
-    mode is in force, and then raises its CheckpointError.
+    checkpointing over such a norm calls the fused kernel in the backward pass, outside of
+    this context, and then raises its CheckpointError.
     """
 
     def __torch_function__(
@@ -53,7 +53,7 @@ def batch_norm(
 ) -> Tensor:
     """As ``F.batch_norm``."""
     moments = running_mean, running_var
-    if not training:  # affine in the input: right as it is
+    if not training:  # affine in the input: torch's is right
         return F.batch_norm(input, *moments, weight, bias, training, momentum, eps)
     F.batch_norm(input.detach(), *moments, None, None, training, momentum, eps)
     x = _standardized(input, [0, *range(2, input.ndim)], eps)

@@ -1,4 +1,4 @@
-"""Evaluating a user's function: its value checked, everything as found afterwards."""
+"""Evaluate a user's function: check its value, restore generators and buffers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from curvop.risk import buffer_slots, copied, modules_in, preserved
 
 @contextmanager
 def as_found(params: Sequence[Tensor], *functions: Callable[..., Any]) -> Iterator[None]:
-    """Differentiate; random generators and buffers are then what they were.
+    """Context that restores random generators and buffers.
 
-    Buffers are those of the modules that the functions refer to. The backward pass
-    belongs in here, too: activation checkpointing calls modules again.
+    Buffers are those of the modules that the functions refer to. The backward pass must be
+    within the context, too: activation checkpointing calls modules again.
 
     Args:
         params: The generators of their devices are restored.
@@ -44,7 +44,7 @@ def differentiable_twice(
     Args:
         params: The generators of their devices are restored.
         *functions: Modules or functions that will be called.
-        again: Whether the answer will be differentiated, too.
+        again: Whether the result will be differentiated, too.
     """
     modules = [m for function in functions for m in modules_in(function)]
     with (
@@ -61,12 +61,12 @@ def evaluate(func: Callable[[], Any]) -> Tensor:
     """The value of a closure, checked to be a real scalar that can be differentiated.
 
     Raises:
-        TypeError: If it is no real floating-point tensor.
-        ValueError: If it is no finite scalar, or depends on no tensor.
+        TypeError: If it is not a real floating-point tensor.
+        ValueError: If it is not a finite scalar, or depends on no tensor.
     """
     value = scalar(func())
     if not value.requires_grad:
-        # zeros would be right for a constant, and hide what is nearly always a mistake
+        # zeros would be right for a constant, but it is nearly always a mistake
         raise ValueError(
             "Expected func to return a tensor that depends on params, got one without a "
             "graph. Compute it inside func, without .detach(), .item() or no_grad."
@@ -78,8 +78,8 @@ def scalar(value: Any) -> Tensor:
     """What a function returned, checked to be a real scalar.
 
     Raises:
-        TypeError: If it is no real floating-point tensor.
-        ValueError: If it is no finite scalar.
+        TypeError: If it is not a real floating-point tensor.
+        ValueError: If it is not a finite scalar.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -94,7 +94,7 @@ def scalar(value: Any) -> Tensor:
     if not value.isfinite():
         raise ValueError(
             "Expected a finite value of the function, got "
-            f"{float(value.detach())}. It has no derivatives there: look at the parameters "
+            f"{float(value.detach())}. It has no derivatives there: check the parameters "
             "and the data."
         )
     return value.reshape(())

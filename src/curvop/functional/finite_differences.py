@@ -32,31 +32,31 @@ def approximate_hvp(
         D_j = \frac{∇f(θ + ε_j v) - ∇f(θ - ε_j v)}{2ε_j}, \qquad
         ε_j = \frac{j}{m} ε_0 \frac{1 + ‖θ‖}{‖v‖}
 
-    For functions without a second derivative in autograd, or without the memory for one:
-    two gradients a sample, no graph of a gradient. Steps are relative to both norms, so
-    that the error depends on the scale of neither (Pearlmutter, "Fast exact multiplication
-    by the Hessian", 1994, section 2; Nocedal and Wright, "Numerical optimization", 2006,
-    section 8.1).
+    For functions without a second derivative in autograd, or where its memory is missing:
+    two gradients for each sample, and no graph of a gradient. Steps are relative to both
+    norms, so that the error depends on the scale of neither (Pearlmutter, "Fast exact
+    multiplication by the Hessian", 1994, section 2; Nocedal and Wright, "Numerical
+    optimization", 2006, section 8.1).
 
     Several samples are averaged with weights: ``D_j = H v + c ε_j² + …``, where the same
     ``c`` drops out of the average if ``Σ wⱼ = 1`` and ``Σ wⱼ εⱼ² = 0`` (Richardson, "The
-    deferred approach to the limit", 1927). Of such weights, those are taken that let
-    through the least of the rounding. Its error falls as ``1/√m``, and steps may be longer
-    than that of one sample. Of smooth networks, two samples are 1.4 to 5 times as accurate
-    as one in single precision, 7 to 30 times in double precision.
+    deferred approach to the limit", 1927). Among such weights, those with the least
+    rounding error are taken. It falls as ``1/√m``, and steps may be longer than for one
+    sample. For smooth networks, two samples are 1.4 to 5 times as accurate as one in single
+    precision, 7 to 30 times in double precision.
 
-    The second derivative must be continuous. A step across the kinks of a network of
-    ``ReLU`` measures how many of them it crossed, which the exact product leaves out.
+    The second derivative must be continuous. In a network of ``ReLU``, a step across kinks
+    adds their jumps of the gradient, which the exact product leaves out.
 
     Both gradients are taken with the same random numbers and buffers; those, ``.grad``
     and the version counters of the parameters stay as they were.
 
     Args:
         func: Closure over the parameters that returns a real scalar.
-        params: The parameters, leaves of autograd's graph; moved during the call and
-            restored bit for bit, also after an exception.
+        params: The parameters, leaves of autograd's graph; changed during the call and
+            restored exactly, also after an exception.
         v: The vector, as for :func:`exact_hvp`.
-        num_samples: Number ``m`` of step sizes, each two gradients.
+        num_samples: Number ``m`` of step sizes, with two gradients each.
         damping: ``λ``, added to the diagonal.
         eps: ``ε₀``, the longest relative step; by default the cube root of the dtype's
             machine epsilon for one sample, the fourth root for several.
@@ -66,8 +66,8 @@ def approximate_hvp(
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit or is not finite, or ``func`` returns no
-            finite scalar that depends on tensors.
+        ValueError: If something does not fit or is not finite, or ``func`` does not
+            return a finite scalar that depends on tensors.
 
     >>> import torch
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True, dtype=torch.float64)
@@ -79,9 +79,9 @@ def approximate_hvp(
     ps, (vs, answer) = list(named.values()), vector(v, named)
     if not all(p.is_leaf for p in ps):
         raise ValueError(
-            "Expected params that are leaves, got the result of a computation: moving it "
-            "would not move what it was computed from. Pass the tensors that func starts "
-            "from, or use exact_hvp."
+            "Expected params that are leaves, got the result of a computation: changing "
+            "it would not change what it was computed from. Pass the tensors that func "
+            "starts from, or use exact_hvp."
         )
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"Expected a positive number of samples, got {num_samples!r}.")
@@ -113,8 +113,8 @@ def approximate_hvp(
 def _weights(t: Sequence[float]) -> list[float]:
     """Weights with ``Σ w = 1``, ``Σ w t² = 0`` and the least ``Σ w²/t²``.
 
-    The last is the variance of the rounding, which a difference with the step ``t`` holds
-    ``1/t`` of. So ``w = t² (a + b t²)`` (Lagrange), with ``a`` and ``b`` from the two sums.
+    The last is the variance of rounding, which is divided by ``t`` in a difference with the
+    step ``t``. So ``w = t² (a + b t²)`` (Lagrange), with ``a`` and ``b`` from the two sums.
     """
     if len(t) == 1:
         return [1.0]
@@ -141,10 +141,10 @@ def _relative_step(ps: Sequence[Tensor], num_samples: int) -> float:
 
 @contextmanager
 def moved(ps: Sequence[Tensor], vs: Sequence[Tensor], step: float) -> Iterator[None]:
-    """Parameters at ``θ + step v`` for the time of a context, then at the same bits.
+    """Context in which the parameters are ``θ + step v``; restored exactly afterwards.
 
-    Graphs that the user built before still hold: what they saved is there again, hence
-    the version counters that tell of writes are set back, too.
+    Graphs that the user built before remain valid, since the tensors that they saved have
+    their values again; version counters, by which autograd notices writes, are set back.
     """
     kept = [p.detach().clone() for p in ps]
     with ExitStack() as stack:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.autograd import composed, gradient, pullback
+from curvop.autograd import composed, gradient, graph_vjp
 from curvop.functional.evaluation import differentiable_twice, scalar
 from curvop.functional.structure import Structure, trainable, vector
 from curvop.risk import differentiable, refill
@@ -31,13 +31,13 @@ def gauss_newton_product(
     "Fast curvature matrix-vector products for second-order gradient descent", 2002).
 
     Args:
-        model: A module, in the mode that it is to be differentiated in. Those of its
+        model: A module, in train or eval mode as you want it differentiated. Those of its
             parameters that require a gradient are the blocks, in order.
         loss_fn: ``(prediction, y) ->`` a real scalar.
         x: Input of the model.
         y: Target.
         v: The vector, as for :func:`model_hvp`.
-        create_graph: Whether the answer can be differentiated again; norm layers are then
+        create_graph: Whether the result can be differentiated again; norm layers are then
             composed of primitives, since torch's own have wrong third derivatives.
 
     Returns:
@@ -45,7 +45,7 @@ def gauss_newton_product(
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit, or the loss is no finite scalar.
+        ValueError: If something does not fit, or the loss is not a finite scalar.
 
     >>> import torch
     >>> from torch import nn
@@ -61,17 +61,17 @@ def gauss_newton_product(
         prediction = model(x)
         outputs = differentiable(prediction)
         u = [torch.zeros_like(o).requires_grad_() for o in outputs]
-        Jt_u = pullback(outputs, ps, u, create_graph=True, keep=True)
-        Jv = pullback(Jt_u, u, vs, **further)
+        Jt_u = graph_vjp(outputs, ps, u, create_graph=True, keep=True)
+        Jv = graph_vjp(Jt_u, u, vs, **further)
 
         # the loss as a function of the prediction: reverse over reverse, since losses
         # such as mse_loss have no forward mode over their backward
         f = [o if create_graph and o.requires_grad else _leaf(o) for o in outputs]
-        copies = [o.clone() for o in f]  # a loss may write into its argument
+        copies = [o.clone() for o in f]  # a loss may write to its argument
         loss = scalar(composed(loss_fn)(refill(prediction, copies), y))
         g = gradient(loss, f, create_graph=True)
-        HJv = pullback(g, f, Jv, **further)
-        return answer(pullback(outputs, ps, HJv, **further))
+        HJv = graph_vjp(g, f, Jv, **further)
+        return answer(graph_vjp(outputs, ps, HJv, **further))
 
 
 def _leaf(t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from curvop.autograd import composed, gradient, pullback
+from curvop.autograd import composed, gradient, graph_vjp
 from curvop.functional.evaluation import differentiable_twice, evaluate, scalar
 from curvop.functional.structure import Structure, parameters, trainable, vector
 
@@ -20,18 +20,18 @@ def exact_hvp(
     .. math:: H v = ∇_θ ⟨∇_θ f(θ), v⟩
 
     by double backward (Pearlmutter, "Fast exact multiplication by the Hessian", 1994):
-    about four times the cost of a gradient, right through every layer.
+    about four times the cost of a gradient, and correct for every layer.
 
-    Nothing is touched: neither ``.grad`` nor the random generators, nor the buffers of
-    the modules that ``func`` refers to. A random ``func`` (dropout) thus draws the same
-    at each call, as long as the generators stand still in between.
+    Nothing is changed: neither ``.grad`` nor the random generators, nor the buffers of
+    the modules that ``func`` refers to. A random ``func`` (dropout) therefore draws the
+    same numbers at each call, unless the generators are used in between.
 
     Args:
         func: Closure over the parameters that returns a real scalar.
         params: The parameters: a tensor, or a list, tuple or dict of tensors.
         v: The vector: a list or tuple with one tensor a parameter; a dict, if ``params``
             is one; or one tensor, shaped as the only parameter, or ``[P]`` over all.
-        create_graph: Whether the answer can be differentiated again; norm layers are then
+        create_graph: Whether the result can be differentiated again; norm layers are then
             composed of primitives, since torch's own have wrong third derivatives.
 
     Returns:
@@ -40,8 +40,8 @@ def exact_hvp(
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit, or ``func`` returns no finite scalar that
-            depends on tensors.
+        ValueError: If something does not fit, or ``func`` does not return a finite scalar
+            that depends on tensors.
 
     >>> import torch
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -52,8 +52,8 @@ def exact_hvp(
     ps, (vs, answer) = list(named.values()), vector(v, named)
     with differentiable_twice(ps, func, again=create_graph):
         g = gradient(evaluate(func), ps, create_graph=True)
-        # the Hessian is symmetric: its product is a pull-back of the gradient
-        return answer(pullback(g, ps, vs, create_graph=create_graph, keep=create_graph))
+        # the Hessian is symmetric: its product is a vjp of the gradient
+        return answer(graph_vjp(g, ps, vs, create_graph=create_graph, keep=create_graph))
 
 
 def model_hvp(
@@ -71,14 +71,14 @@ def model_hvp(
     as :func:`exact_hvp` does, with respect to the trainable parameters of the model.
 
     Args:
-        model: A module, in the mode that it is to be differentiated in. Those of its
+        model: A module, in train or eval mode as you want it differentiated. Those of its
             parameters that require a gradient are the blocks, in order.
         loss_fn: ``(prediction, y) ->`` a real scalar.
         x: Input of the model.
         y: Target.
         v: Blocks as a list or tuple, a dict by parameter name, or one tensor ``[P]``
             over all trainable parameters.
-        create_graph: Whether the answer can be differentiated again; norm layers are then
+        create_graph: Whether the result can be differentiated again; norm layers are then
             composed of primitives, since torch's own have wrong third derivatives.
 
     Returns:
@@ -86,7 +86,7 @@ def model_hvp(
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit, or the loss is no finite scalar.
+        ValueError: If something does not fit, or the loss is not a finite scalar.
 
     >>> import torch
     >>> model = nn.Linear(2, 1, bias=False)
@@ -101,4 +101,4 @@ def model_hvp(
     with differentiable_twice(ps, model, loss_fn, again=create_graph):
         loss = scalar(composed(loss_fn)(model(x), y))
         g = gradient(loss, ps, create_graph=True)
-        return answer(pullback(g, ps, vs, create_graph=create_graph, keep=create_graph))
+        return answer(graph_vjp(g, ps, vs, create_graph=create_graph, keep=create_graph))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from curvop.autograd import gradient, pullback
+from curvop.autograd import gradient, graph_vjp
 from curvop.functional.evaluation import as_found, evaluate
 from curvop.functional.hvp import exact_hvp
 from curvop.functional.structure import Structure, parameters, vector
@@ -25,24 +25,24 @@ def hessian_row_sum(
 
     .. math:: r = H \mathbf{1}, \qquad r_i = \sum_j ∂²f / ∂θ_i ∂θ_j
 
-    Where the Hessian is diagonal this is its diagonal; in general it is the lumped one,
+    If the Hessian is diagonal, this is its diagonal; in general it is the lumped diagonal,
     a preconditioner (Tsai et al., "Fast quasi-Newton algorithms for penalized
     reconstruction in emission tomography", 2018).
 
     Args:
-        f: The real scalar itself, whose graph serves again afterwards; or a closure over
-            the parameters that returns it; or a function of ``params``, which then need
-            not require a gradient. A graph is taken as it is, whereas functions are called
-            with kernels that can be differentiated twice: with attention, pass one.
+        f: The real scalar itself, whose graph is kept; or a closure over the parameters
+            that returns it; or a function of ``params``, which then need not require a
+            gradient. Functions are called with kernels that can be differentiated twice:
+            for models with attention, pass a function.
         params: The parameters: a tensor, or a list, tuple or dict of tensors.
-        blocks: Whether to answer in the structure of ``params``.
+        blocks: Whether to return the structure of ``params``.
 
     Returns:
         ``H 1``, one tensor ``[P]`` over all parameters in their order; or the blocks.
 
     Raises:
         TypeError: If something is of the wrong kind.
-        ValueError: If something does not fit, ``f`` is no finite scalar that depends on
+        ValueError: If something does not fit, ``f`` is not a finite scalar that depends on
             tensors, or its graph is known to have a wrong second derivative.
 
     >>> import torch
@@ -76,7 +76,7 @@ def _of_graph(f: Tensor, params: Structure) -> Any:
     with as_found(ps):
         _check_graph(evaluate(lambda: f))
         g = gradient(f, ps, create_graph=True)
-        return answer(pullback(g, ps, ones, create_graph=False, keep=True))
+        return answer(graph_vjp(g, ps, ones, create_graph=False, keep=True))
 
 
 def _of_function(f: Callable[..., Tensor], params: Structure) -> Any:
@@ -119,7 +119,7 @@ def _is_closure(f: Callable[..., Tensor]) -> bool:
         inspect.signature(f).bind()
     except TypeError:
         return False
-    except ValueError:  # a builtin that does not tell
+    except ValueError:  # a builtin without a signature
         return True
     return True
 

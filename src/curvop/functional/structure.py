@@ -1,4 +1,4 @@
-"""Parameters and vectors as users hand them in: a tensor, a list, a tuple, a dict."""
+"""Parameters and vectors in the forms that users pass: tensor, list, tuple, dict."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def trainable(model: nn.Module) -> dict[Any, Tensor]:
     """The parameters of a module that require a gradient, by name.
 
     Raises:
-        TypeError: If it is no module, or a parameter is not real.
+        TypeError: If it is not a module, or a parameter is not real.
         ValueError: If there are none.
     """
     if not isinstance(model, nn.Module):
@@ -65,13 +65,13 @@ def trainable(model: nn.Module) -> dict[Any, Tensor]:
     if not found:
         raise ValueError(
             "Expected a model with parameters that require a gradient, got none. Call "
-            ".requires_grad_() on those that count."
+            ".requires_grad_() on those to differentiate with respect to."
         )
     return parameters(found)
 
 
 def vector(v: Structure, params: Mapping[Any, Tensor]) -> tuple[list[Tensor], Answer]:
-    """The blocks of ``v`` in the order of the parameters, and how to answer in its form.
+    """The blocks of ``v`` in the order of the parameters, and a function back to its form.
 
     Args:
         v: Blocks as a list, tuple, or dict by the names of the parameters; or one tensor,
@@ -97,7 +97,7 @@ def vector(v: Structure, params: Mapping[Any, Tensor]) -> tuple[list[Tensor], An
         )
     if len(blocks) != len(ps):
         raise ValueError(
-            f"Expected v with {len(ps)} tensors, one a parameter, got {len(blocks)}."
+            f"Expected v with {len(ps)} tensors, one for each parameter, got {len(blocks)}."
         )
     for key, block, p in zip(params, blocks, ps, strict=True):
         _check(block, p, key)

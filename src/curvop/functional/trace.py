@@ -10,7 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import Generator, Tensor
 
-from curvop.autograd import gradient, pullback
+from curvop.autograd import gradient, graph_vjp
 from curvop.estimate import Estimate
 from curvop.functional.evaluation import differentiable_twice, evaluate
 from curvop.functional.structure import Structure, parameters
@@ -76,19 +76,19 @@ def hessian_trace(
 
     Sparse probes move ``k = ⌈P/3⌉`` coordinates, drawn without replacement, by
     ``±√(P/k)`` (after Achlioptas, "Database-friendly random projections", 2003). They
-    are as unbiased. Their samples have the variance
+    are unbiased, too. Their samples have the variance
 
     .. math:: \frac{P (k-1)}{k (P-1)} \, 2 \sum_{i≠j} H_{ij}^2
         + \frac{P (P-k)}{k (P-1)} \sum_i (H_{ii} - \bar h)^2,
         \qquad \bar h = \operatorname{tr} H / P,
 
-    at most that of Gaussian probes, and close to that of dense signs where the diagonal
-    is even.
+    at most that of Gaussian probes, and close to that of dense signs if the entries of the
+    diagonal are nearly equal.
 
     Args:
         func: Closure over the parameters that returns a real scalar.
         params: The parameters: a tensor, or a list, tuple or dict of tensors.
-        num_samples: Number ``m`` of probes, each one Hessian-vector product.
+        num_samples: Number ``m`` of probes, with a Hessian-vector product each.
         create_graph: Whether the value can be differentiated: it is then a scalar tensor,
             whose gradient is an unbiased estimate of that of the trace. Norm layers are
             composed of primitives, since torch's own have wrong third derivatives.
@@ -102,8 +102,8 @@ def hessian_trace(
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
-        ValueError: If something does not fit, or ``func`` returns no finite scalar that
-            depends on tensors.
+        ValueError: If something does not fit, or ``func`` does not return a finite scalar
+            that depends on tensors.
 
     >>> import torch
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -122,7 +122,7 @@ def hessian_trace(
         samples = []
         for _ in range(num_samples):
             v = _probe(ps, sparse, generator)
-            Hv = pullback(g, ps, v, create_graph=create_graph, keep=True)
+            Hv = graph_vjp(g, ps, v, create_graph=create_graph, keep=True)
             samples.append(_dot(v, Hv))
         values = torch.stack(samples)
         mean = values.mean()

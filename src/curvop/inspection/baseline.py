@@ -1,4 +1,4 @@
-"""What products are held against: the true one, and the time and memory of a gradient."""
+"""Baselines for products: the true product, and time and memory of a gradient."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Reference:
             reference.
         dtype: The precision that it was computed in, ``"float64"`` where possible.
         doubt: Why there is none.
-        error: Its relative error, as estimated by itself.
+        error: Its estimated relative error.
     """
 
     matrix: Matrix

@@ -1,4 +1,4 @@
-"""What needs care in model, loss and data, and what to do: one rule each."""
+"""Cautions about model, loss and data, each with a remedy: one rule each."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Caution:
     """Something in model, loss or data that needs care.
 
     Attributes:
-        severity: ``"stop"``: operators are refused, or wrong. ``"care"``: the matrix is
-            another one than you may think, or less accurate. ``"note"``: taken care of,
-            for your information.
+        severity: ``"stop"``: operators are refused, or wrong. ``"care"``: the matrix may
+            not be the one that you expect, or is less accurate. ``"note"``: handled by
+            the library, for your information.
         what: What it is.
         where: Names of the modules or tensors.
         remedy: What to do, in one line.

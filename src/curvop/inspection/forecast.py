@@ -1,4 +1,4 @@
-"""What the automatic choice is, and what it costs over the whole data."""
+"""The automatic choice of operators, and its cost over the whole data."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ UNKNOWN = "the number of data is unknown: pass num_data="
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the automatic choice is, and what 100 products over the data would take.
+    """The automatic choice, and the cost of 100 products over the data.
 
     Attributes:
         matrix: The matrix.
         way: What ``differentiation="auto"`` takes; ``None`` if the operator is refused.
         form: What ``linearize()`` keeps; ``None`` if it is refused.
-        reason: Why one is refused, or what the operator warns of.
+        reason: Why one is refused, or the warning of the operator.
         seconds: Of 100 products over the whole data, each a pass through it.
         linearized_seconds: The same with ``linearize()``, its set-up included.
         linearized_bytes: What would be kept for that.
-        proof: What the operator says of its products: ``"proven to 3e-10"``, or ``"not
+        proof: The proof of the operator: ``"proven to 3e-10"``, or ``"not
             proven: why"``.
     """
 

@@ -17,9 +17,9 @@ MOST = 20
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """The least of a few repetitions, after one to warm up.
+    """The least time of a few repetitions, after one to warm up.
 
-    What disturbs a run only ever makes it longer.
+    Disturbances only make a run longer.
     """
     first = _timed(run, device)
     readings: list[float] = []

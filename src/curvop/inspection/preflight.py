@@ -41,40 +41,39 @@ def preflight(
     reduction: Literal["mean", "sum"] | Divisor | None = None,
     unpack: Unpack | None = None,
 ) -> Preflight:
-    r"""Try every way to differentiate a model, and tell which ones work and are right.
+    r"""Try every way to differentiate a model, and report which work and are right.
 
-    On a few data of the first batch, Hessian, GGN and empirical Fisher are multiplied
-    onto the same vector in each way that the library has, plain and linearised. Each
-    product is compared with what the operators are proven by: finite differences of first
-    derivatives in double precision,
+    On a few data of the first batch, Hessian, GGN and empirical Fisher are multiplied with
+    the same vector in each way that the library has, plain and linearised. Each product is
+    compared with finite differences of first derivatives in double precision, as in the
+    proof of operators,
 
     .. math:: H v ≈ \frac{g(θ + h v) - g(θ - h v)}{2 h},
 
-    so that a custom function with a wrong second derivative is found out. Nothing is
-    raised because a way fails: that is a result. Model, ``.grad``, buffers, generators
-    and modes are left exactly as found.
+    so that a custom function with a wrong second derivative is found. A way that fails is a
+    result, not an error. Model, ``.grad``, buffers, generators and modes are not changed.
 
     Args:
         model_func: As for :class:`CurvatureLinearOperator`, as are the next three.
-        loss_func: A loss that does not tell its reduction is a caution here, no error.
+        loss_func: A loss of unknown reduction is a caution here, not an error.
         params: The parameters.
-        data: The data. Two batches are loaded, and counted where that is free.
+        data: The data. Two batches are loaded; all are counted if that needs no pass.
         sample_size: Number of data of the first batch to try the ways on. A batch whose
             tensors do not share their leading axis is taken whole.
-        max_seconds: What has not begun by then is skipped.
-        num_data: Number of data in all, where the source does not tell; only the
-            forecast needs it.
+        max_seconds: Time after which nothing further is tried.
+        num_data: Number of data in all, if the source has no length; only for the
+            forecast.
         batch_size_fn: As for the operators.
         reduction: As for the operators.
         unpack: As for the operators.
 
     Returns:
-        What was found. Print it for a table; ``to_dict()`` and ``to_json()`` give plain
+        The results. Print them for a table; ``to_dict()`` and ``to_json()`` give plain
         data.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument does not fit; the message says how to mend it.
+        ValueError: If an argument does not fit; the message says how to fix it.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())

@@ -1,4 +1,4 @@
-"""What the user gave, and what can be told of a loss that does not tell its reduction."""
+"""What the user passed; the reduction of a loss that does not state it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MATRICES: tuple[Matrix, ...] = tuple(OPERATORS)
 
 @dataclass(frozen=True)
 class Problem:
-    """What the user gave.
+    """What the user passed.
 
     Attributes:
         model: As for the operators: a module, or a callable over the parameters.
@@ -47,8 +47,8 @@ class Problem:
         data: A re-iterable of batches ``(X, y)``.
         optimizer: One that has taken steps, or ``None``.
         preconditioner: Diagonal or operator that gradients are divided by, or ``None``.
-        reduction: Of a callable loss that does not tell.
-        batch_size_fn: Number of data in ``X``, where it cannot be told.
+        reduction: That of a callable loss that does not state it.
+        batch_size_fn: Number of data in ``X``, if it cannot be found out.
         unpack: What makes ``(X, y)`` of a batch in another form.
     """
 

@@ -1,4 +1,4 @@
-"""What a preflight found: frozen, in words, as a table, as a page, as plain data."""
+"""The results of a preflight: in words, as a table, as a page, as plain data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMA = 1  # raised when the meaning of a key of the plain data changes
 
 @dataclass(frozen=True)
 class Preflight:
-    """What :func:`preflight` found; print it for a table.
+    """The results of :func:`preflight`; print them for a table.
 
     Attributes:
         model: Class or name of the model.
@@ -38,13 +38,13 @@ class Preflight:
         sample_size: Number of data that the ways were tried on, if it can be told.
         num_data: Number of data in all; ``None`` if unknown.
         num_batches: Number of mini-batches; ``None`` if unknown.
-        gradient_seconds: What a gradient of the sample takes.
+        gradient_seconds: Time of a gradient of the sample.
         gradient_bytes: Most bytes of tensors alive at once that it makes.
-        references: What was compared with, one for each matrix.
+        references: What products were compared with, for each matrix.
         trials: Every way for every matrix.
         forecasts: The automatic choice and its cost, one for each matrix.
-        cautions: What needs care, the gravest first.
-        seconds: What all of this took.
+        cautions: What needs care, the most severe first.
+        seconds: Time that all of this took.
     """
 
     model: str
@@ -80,7 +80,7 @@ class Preflight:
         )
 
     def trial(self, matrix: Matrix, way: Way) -> Trial:
-        """What was found for one matrix and one way.
+        """The trial of one matrix and one way.
 
         Raises:
             KeyError: If there is none.

@@ -1,4 +1,4 @@
-"""A few data of the first batch, and what can be told of the others without a pass."""
+"""A few data of the first batch, and what is known of the others without a pass."""
 
 from __future__ import annotations
 

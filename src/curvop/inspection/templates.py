@@ -26,7 +26,7 @@ def render(room: str, name: str, **values: Any) -> str:
     Args:
         room: The package that has the template.
         name: Its file.
-        **values: What it tells.
+        **values: Its variables.
     """
     import jinja2  # which comes with torch; no operator needs it
 

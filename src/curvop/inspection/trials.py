@@ -56,13 +56,12 @@ class Trial:
         way: ``"func"``, ``"backpack"`` and ``"differences"`` are values of
             ``differentiation=``; the others are forms of the linearised operator.
         verdict: ``"right"``: agrees with the reference to the precision of the
-            parameters. ``"rough"``: rounding takes more than that, in double precision it
-            agrees. ``"wrong"``: it does not. ``"random"``: two products differ. ``"not
-            finite"``. ``"unchecked"``: it is not proven; the reason tells why.
-            ``"fails"``: an error.
-            ``"declined"``: a form that the matrix does not have, or that would not pay.
-            ``"undefined"``: the loss does not have this matrix. ``"skipped"``: out of time.
-        reason: Why, in one line; ``None`` where it is right.
+            parameters. ``"rough"``: it agrees in double precision only. ``"wrong"``: it
+            does not. ``"random"``: two products differ. ``"not finite"``. ``"unchecked"``:
+            it is not proven; see the reason. ``"fails"``: an error. ``"declined"``: a form
+            that the matrix does not have, or that would not pay off. ``"undefined"``: the
+            loss does not have this matrix. ``"skipped"``: out of time.
+        reason: Why, in one line; ``None`` if it is right.
         error: ``‖Av - r‖ / ‖r‖`` for the reference ``r``; of differences, at
             least what they estimate themselves.
         asymmetry: ``|uᵀAv - vᵀAu| / (‖u‖ ‖Av‖ + ‖v‖ ‖Au‖)``.
@@ -71,8 +70,8 @@ class Trial:
         gradients: The same, in gradients of the sample.
         peak_bytes: Most bytes of tensors alive at once that a product makes.
         peak_gradients: The same, in gradients of the sample.
-        setup_seconds: What it took to linearise.
-        kept_bytes: What the linearised operator keeps beyond parameters and data.
+        setup_seconds: Time of ``linearize()``.
+        kept_bytes: Bytes that the linearised operator keeps beyond parameters and data.
         is_chosen: Whether the automatic choice takes this way on the sample.
     """
 
@@ -122,7 +121,7 @@ def linearized(
 
 
 def attempt(base: Baseline, way: Way, deadline: float) -> Trial:
-    """Try one way, unless it is too late; whatever goes wrong is the result."""
+    """Try one way, unless it is too late; an error is a result, too."""
     if time.perf_counter() > deadline:
         return Trial(base.matrix, way, "skipped", LATE)
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curvop.kronecker.blocks import Block, EigenBlock
 from curvop.kronecker.layer_sums import LayerSums
-from curvop.layers import Call, Embedding, MatrixCall
+from curvop.layers import Embedding, MatrixCall
 
 # Numbers that the gradients of single data may take at once.
 GRADIENTS = 2**22
@@ -26,8 +26,8 @@ def _sides(call: MatrixCall, outputs: Tensor, inputs: Tensor) -> tuple[Tensor, T
 
 
 @final
-class MatrixValues(LayerSums[MatrixCall]):
-    """Eigenvalues of a linear layer or convolution.
+class MatrixValues(LayerSums[MatrixCall | Embedding]):
+    """Eigenvalues of a layer that multiplies a matrix, which may be a table as well.
 
     Args:
         weight: Eigenbasis of the weight, perhaps together with the bias.
@@ -49,18 +49,21 @@ class MatrixValues(LayerSums[MatrixCall]):
     def _values(self, block: EigenBlock) -> Tensor:
         return self.tensors[str(next(i for i, b in enumerate(self._blocks) if b is block))]
 
-    def start(self, calls: Sequence[MatrixCall], N: int) -> None:
+    def start(self, calls: Sequence[MatrixCall | Embedding], N: int) -> None:
         """Whether gradients are those of one call."""
         self._single = len(calls) == 1
         self._rotated_inputs = None
 
-    def receive(self, call: MatrixCall, g: Tensor, N: int) -> None:
+    def receive(self, call: MatrixCall | Embedding, g: Tensor, N: int) -> None:
         """Gradients of weight and bias for each datum."""
         if self._bias is not None:
             total = call.gradients_of_bias(g[None], N)[0].sum(2)
             old = self._pending_bias
             self._pending_bias = total if old is None else old + total
         if self._weight is None:
+            return
+        if isinstance(call, Embedding):  # of a weight that is a linear layer's as well
+            self._wait(call.weight_gradients(g[None], N)[0][:, None])
             return
         g = call.output_gradients(g[None], N)[0]  # [G, N, T, m]
         if self._single and g.shape[2] == 1:
@@ -74,9 +77,12 @@ class MatrixValues(LayerSums[MatrixCall]):
                     self._add(self._gradients(call, g[:, part], mine))
         else:
             chunks = call.input_chunks(N)
-            parts = [self._gradients(call, g[:, some], z) for some, z in chunks]
-            total = torch.cat(parts)
-            self._pending = total if self._pending is None else self._pending + total
+            self._wait(torch.cat([self._gradients(call, g[:, n], z) for n, z in chunks]))
+
+    def _wait(self, gradients: Tensor) -> None:
+        """For those of the other calls: they add up before they are squared."""
+        old = self._pending
+        self._pending = gradients if old is None else old + gradients
 
     def _gradients(self, call: MatrixCall, g: Tensor, z: Tensor) -> Tensor:
         """``Σ_t g zᵀ``, ``[n, G, a, d]``."""
@@ -154,38 +160,6 @@ class TableValues(LayerSums[Embedding]):
         rows = values.new_zeros(len(touched), values.shape[1])
         rows.index_add_(0, which, g.to(values.dtype) @ U[0])
         values.index_add_(0, touched % len(values), rows.square_())
-
-    def blocks(self, Z: Tensor) -> list[Block]:
-        """One."""
-        return [replace(self._block, values=self.tensors["values"] / Z)]
-
-
-@final
-class TiedValues(LayerSums[Call]):
-    """Of a weight that is an embedding and a linear layer: the two gradients add up.
-
-    Takes the gradients of all data of a batch at a time.
-    """
-
-    def __init__(self, block: EigenBlock):
-        self._block = block
-        self.tensors = {"values": torch.zeros_like(block.values)}
-        self._pending: Tensor | None = None
-
-    def receive(self, call: Call, g: Tensor, N: int) -> None:
-        """The gradient of each datum, ``[N, 1, V, D]``."""
-        if isinstance(call, MatrixCall | Embedding):
-            of_data = call.weight_gradients(g[None], N)[0][:, None]
-            of_data = of_data.to(self._block.values.dtype)
-            self._pending = of_data if self._pending is None else self._pending + of_data
-
-    def end_column(self) -> None:
-        """Their squares."""
-        if self._pending is None:
-            return
-        rotated = self._block.rotate(self._pending, back=False)
-        self.tensors["values"] += rotated.square_().sum(0)
-        self._pending = None
 
     def blocks(self, Z: Tensor) -> list[Block]:
         """One."""

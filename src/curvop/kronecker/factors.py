@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from curvop.kronecker.blocks import Block, EigenBlock, KroneckerBlock, Members, eigh
-from curvop.kronecker.ekfac import MatrixValues, TableValues, TiedValues
+from curvop.kronecker.ekfac import MatrixValues, TableValues
 from curvop.kronecker.fisher import Fisher
 from curvop.kronecker.kfac import MatrixSums, ScaleSums, TableSums, TiedSums
 from curvop.kronecker.layer_sums import TIED, Key, Layers, LayerSums
@@ -109,11 +109,9 @@ class Approximation:
                 b if b is not None and _is_kronecker(b, calls[0]) else None
                 for b in (bases.get(-1 if i is None else i) for i in key[:2])
             )
-            if key[2] == TIED and weight:
-                return TiedValues(weight)
-            if isinstance(calls[0], MatrixCall) and (weight or bias):
+            if key[2] in ("matrix", TIED) and (weight or bias):
                 return MatrixValues(weight, bias)
-            if isinstance(calls[0], Embedding) and weight:
+            if key[2] == "table" and weight:
                 return TableValues(weight)
             return None  # an exact block, or a diagonal
 

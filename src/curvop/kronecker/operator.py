@@ -77,7 +77,8 @@ class FactoredCurvatureLinearOperator(LinearOperator):
             al., "Kronecker-factored approximate curvature for modern neural network
             architectures", 2023).
         separate_weight_and_bias: A block for the bias and one for the weight, or one for
-            both. Scale and shift of a normalisation are always apart.
+            both. Scale and shift of a normalisation are always apart, and so are
+            weight and bias of a transposed convolution: they belong to other positions.
         seed: Of the samples. They depend on the content of a datum, not on its place.
         per: What has a gradient of its own in the empirical Fisher, see
             :class:`EFLinearOperator`.
@@ -343,7 +344,7 @@ class KFACLinearOperator(FactoredCurvatureLinearOperator):
     (Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
     curvature", 2015; Eschenhagen et al., 2023). See ``docs/kronecker.md`` for ``"reduce"``,
     for what counts as a position, and for where it is exact. Arguments are those of
-    :class:`FactoredCurvatureLinearOperator`.
+    ``FactoredCurvatureLinearOperator``.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -371,7 +372,7 @@ class EKFACLinearOperator(FactoredCurvatureLinearOperator):
     this basis are closer to the exact blocks in the Frobenius norm (George et al., "Fast
     approximate natural gradient descent in a Kronecker-factored eigenbasis", 2018). A
     second pass over the data. Arguments are those of
-    :class:`FactoredCurvatureLinearOperator`; there is no forward-only EKFAC.
+    ``FactoredCurvatureLinearOperator``; there is no forward-only EKFAC.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1, bias=False)

@@ -93,7 +93,7 @@ class Call(ABC):
 
     def weight_gradient(self, u: Tensor) -> Tensor:
         """``Σ u ⊗ z`` over all data, for one gradient ``[*a]``."""
-        return self.weight_gradients(u[None], self.shape[0])[0].sum(0)
+        return self.weight_gradients(u[None], 1)[0, 0]
 
     def map_inputs(self, fn: Callable[[Tensor], Tensor]) -> Call:
         """With ``fn`` of what goes in."""

@@ -41,7 +41,3 @@ class Linear(MatrixCall):
     def output_gradients(self, U: Tensor, N: int) -> Tensor:
         """``[K, 1, N, T, m]``."""
         return U.reshape(len(U), 1, N, -1, U.shape[-1])
-
-    def weight_gradient(self, u: Tensor) -> Tensor:
-        """``uᵀ z``."""
-        return u.reshape(-1, u.shape[-1]).T @ self.z.detach().flatten(0, -2)

@@ -5,7 +5,7 @@ from curvop.curvature import (
     LinearizedJacobianLinearOperator,
     LinearizedLinearOperator,
 )
-from curvop.linearized.factored import ROWS_BYTES, NotFactorableError
+from curvop.linearized.factored import ROWS_BYTES
 from curvop.linearized.linearization import linearize, linearized_as, origin
 from curvop.linearized.row_derivation import (
     Derive,
@@ -17,6 +17,7 @@ from curvop.linearized.row_derivation import (
     ways,
 )
 from curvop.linearized.rows import Dense, Outer, Rows, joined
+from curvop.linearized.sandwich import NotFactorableError
 
 __all__ = [
     "ROWS_BYTES",

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.operators import Blocks
 from curvop.risk import Batch, Predictions, Risk, merge, nested
 
@@ -63,12 +63,7 @@ class Budget:
         ):
             if value is None and name != "num_products":
                 continue
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise TypeError(
-                    f"Expected {name} as an integer, got {type(value).__name__}."
-                )
-            if value < least:
-                raise ValueError(f"Expected {name} of at least {least}, got {value}.")
+            at_least(least, name, value)
         if not isinstance(compile, bool | str):
             raise TypeError(
                 "Expected compile as True, False or the name of a backend, got "

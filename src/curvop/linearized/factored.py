@@ -7,21 +7,16 @@ takes half of the multiplications of a pass forward and back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.func import vmap
 
 from curvop.derivatives import (
-    Aux,
     ChunkSize,
-    Differentiable,
     DoubleBackward,
-    Middle,
     Outputs,
-    RiskDifferentiation,
     TorchFunc,
     chunks,
     gather,
@@ -37,10 +32,16 @@ from curvop.linearized.budget import (
     storages_in_use,
 )
 from curvop.linearized.layer_rows import LayerRows, rows_of_layers
-from curvop.linearized.row_derivation import as_outputs
 from curvop.linearized.rows import Dense
+from curvop.linearized.sandwich import (
+    NotFactorableError,
+    Sandwich,
+    SideBySide,
+    taken,
+    unit_vectors,
+)
 from curvop.operators import Blocks
-from curvop.risk import Batch, Parameters, nested
+from curvop.risk import Batch, nested
 
 if TYPE_CHECKING:
     from curvop.curvature import CurvatureLinearOperator
@@ -49,122 +50,6 @@ if TYPE_CHECKING:
 ROWS_BYTES = 2**30
 # What streams from memory costs so many times what a matrix product does, per number.
 STREAM = 16
-
-
-class NotFactorableError(Exception):
-    """The curvature has no factored form, or none that pays."""
-
-
-class RowsOfAll(Protocol):
-    """``J`` of ``N`` data with ``R`` rows each, over all parameters."""
-
-    def jvp(self, V: Blocks) -> Tensor:
-        """``J V``, ``[N, R, K]``."""
-
-    def vjp(self, U: Tensor, shapes: Sequence[Size]) -> Blocks:
-        """``Jᵀ U``, ``[K, *n_i]``."""
-
-
-@final
-@dataclass(frozen=True)
-class SideBySide:
-    """Dense rows over all parameters side by side: one product for all of them.
-
-    Attributes:
-        rows: ``[N, R, P]``.
-    """
-
-    rows: Dense
-
-    def jvp(self, V: Blocks) -> Tensor:
-        """``J V``."""
-        return self.rows.jvp(torch.cat([v.flatten(1) for v in V], 1))
-
-    def vjp(self, U: Tensor, shapes: Sequence[Size]) -> Blocks:
-        """``Jᵀ U``."""
-        flat = self.rows.vjp(U).split([shape.numel() for shape in shapes], 1)
-        return [u.reshape(-1, *shape) for u, shape in zip(flat, shapes, strict=True)]
-
-
-@final
-@dataclass(frozen=True)
-class Sandwich:
-    """``Jᵀ B J`` of one batch.
-
-    Attributes:
-        J: The rows.
-        B: The symmetric matrix in the middle for each datum, ``[N, R, R]``.
-    """
-
-    J: RowsOfAll
-    B: Tensor
-
-    def product(self, V: Blocks) -> Blocks:
-        """``[K, *n_i] -> [K, *n_i]``."""
-        with torch.no_grad():
-            return self.J.vjp(self.B @ self.J.jvp(V), [v.shape[1:] for v in V])
-
-
-@final
-class _Taken(RiskDifferentiation):
-    """What an operator would multiply: the function of one batch, and the middle.
-
-    Handed to an operator as its way to differentiate.
-
-    Args:
-        way: For the Hessian of the loss in the prediction.
-
-    Attributes:
-        f: The function, once it is known.
-        middle: ``(outputs, U) -> (B U, aux)``.
-    """
-
-    name = "rows"
-    f: Differentiable | None = None
-    middle: Middle
-
-    def __init__(self, way: RiskDifferentiation) -> None:
-        self._way = way
-
-    def hessian(
-        self, f: Differentiable, at: Parameters, V: Blocks, chunk: ChunkSize
-    ) -> tuple[Blocks, Aux]:
-        """That of the loss in the prediction, for the middle.
-
-        Raises:
-            NotFactorableError: If the matrix itself is a Hessian.
-        """
-        if self.f is None:
-            raise NotFactorableError("a Hessian has no rows")
-        return self._way.hessian(f, at, V, chunk)
-
-    def sandwich(
-        self,
-        f: Differentiable,
-        at: Parameters,
-        V: Blocks,
-        middle: Middle,
-        chunk: ChunkSize,
-    ) -> tuple[Blocks, Aux]:
-        """Take them, and multiply nothing."""
-        self.f, self.middle = f, middle
-        return V, ()
-
-
-def _taken(
-    op: CurvatureLinearOperator, way: RiskDifferentiation, X: Any, y: Any, v: Blocks
-) -> tuple[Differentiable, Middle]:
-    """The function of one batch and the middle.
-
-    Raises:
-        NotFactorableError: If the matrix has no rows, or several blocks.
-    """
-    if len(op.diagonal_blocks) > 1:
-        raise NotFactorableError("the matrix is block-diagonal")
-    taken = _Taken(way)
-    op.product_by(taken, X, y, v)
-    assert taken.f is not None
-    return taken.f, taken.middle
 
 
 # ------------------------------------------------------------------------ dense rows
@@ -196,7 +81,7 @@ def _dense(
         NotFactorableError: If the data cannot be told apart, the rows take too much
             memory, or a pass through the network is cheaper.
     """
-    f, _ = _taken(op, DoubleBackward(), X, y, v)
+    f, _ = taken(op, DoubleBackward(), X, y, v)
     leaves = op.risk.parameters.leaves()
     with torch.enable_grad(), leaves as params, Calls(params) as noted:
         R = sum(o.numel() for o in f(params)[0])
@@ -213,11 +98,11 @@ def _dense(
     def of_datum(*datum: Tensor) -> tuple[Blocks, Tensor]:
         parts = iter(datum)
         x, target = nested.map_tensors(lambda _: next(parts)[None], (X, y))
-        f, middle = _taken(op, way, x, target, v)
+        f, middle = taken(op, way, x, target, v)
         B: list[Tensor] = []
 
         def rows(outputs: Outputs) -> Blocks:
-            units = _units(outputs, 1)
+            units = unit_vectors(outputs, 1)
             B.append(torch.cat([w.flatten(1) for w in middle(outputs, units)[0]], 1))
             return units
 
@@ -269,12 +154,12 @@ def _of_layers(
     Raises:
         NotFactorableError: If there are none, or a pass through the network is cheaper.
     """
-    f, middle = _taken(op, DoubleBackward(), X, y, v)
+    f, middle = taken(op, DoubleBackward(), X, y, v)
     with torch.enable_grad(), op.risk.parameters.leaves() as params:
         with Calls(params, every=True) as noted:
             outputs, _ = f(params)
         N = _check(noted, outputs)
-        units = _units(outputs, N)
+        units = unit_vectors(outputs, N)
         J = rows_of_layers(noted.calls, outputs, units, N)
         (E,), _ = middle((outputs[0].detach(),), units)
     B = E.reshape(len(E), N, -1).movedim(1, 0)  # symmetric
@@ -303,10 +188,3 @@ def _check(noted: Calls, outputs: Outputs) -> int:
     if factored >= noted.multiplications():
         raise NotFactorableError("a pass through the network is cheaper")
     return N
-
-
-def _units(outputs: Outputs, N: int) -> Blocks:
-    """Row ``r`` of each of ``N`` data at once, ``[R, *m_i]`` for the outputs."""
-    R = sum(o.numel() for o in outputs) // max(N, 1)
-    eye = torch.eye(R, dtype=outputs[0].dtype, device=outputs[0].device)
-    return as_outputs(eye[:, None].expand(R, N, R), outputs)

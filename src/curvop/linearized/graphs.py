@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from curvop.autograd import gradient, pull, pullback
+from curvop.autograd import column_vjp, gradient, graph_vjp
 from curvop.derivatives import (
     Aux,
     ChunkSize,
@@ -71,7 +71,7 @@ class KeptGraph(OnOneGraph):
 
         with torch.enable_grad(), at.leaves() as params:
             g, leaves, aux = self._once(build)
-            return apply_each(lambda v: pull(g, leaves, v), V), aux
+            return apply_each(lambda v: column_vjp(g, leaves, v), V), aux
 
     @contextmanager
     def linear(self, f: Differentiable, at: Parameters) -> Iterator[Linearization]:
@@ -81,8 +81,8 @@ class KeptGraph(OnOneGraph):
             yield Linearization(
                 outputs,
                 aux,
-                jvp=lambda V: apply_each(lambda v: pull(Jt_u, u, v), V),
-                vjp=lambda U: apply_each(lambda u: pull(outputs, leaves, u), U),
+                jvp=lambda V: apply_each(lambda v: column_vjp(Jt_u, u, v), V),
+                vjp=lambda U: apply_each(lambda u: column_vjp(outputs, leaves, u), U),
             )
 
 
@@ -93,7 +93,7 @@ def _both_ways(
     outputs, on_the_way = f(params)
     in_graph(outputs, at)
     u = tuple(torch.zeros_like(o).requires_grad_() for o in outputs)
-    Jt_u = pullback(outputs, params, u, create_graph=True, keep=True)
+    Jt_u = graph_vjp(outputs, params, u, create_graph=True, keep=True)
     return outputs, u, Jt_u, params, on_the_way
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from curvop.autograd import pullback
+from curvop.autograd import graph_vjp
 from curvop.derivatives import Aux, Outputs, TorchFunc, chunks
 from curvop.layers import Calls
 from curvop.linearized.layer_rows import rows_of_layers, usable
@@ -47,7 +47,8 @@ class RowsOfBatch:
     @property
     def flat(self) -> Tensor:
         """``S`` datum by datum, ``[R, N, m]``."""
-        return torch.cat([s.reshape(self.R, self.N, -1) for s in self.S], 2)
+        parts = [s.reshape(self.R, self.N, -1) for s in self.S]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def some(self, data: range) -> RowsOfBatch:
         """Some of the data.
@@ -190,7 +191,7 @@ def rows_by_passes(
             alone = torch.zeros_like(s)
             alone[n] = s[n]
             u = [u[0] for u in as_outputs(alone[None], outputs)]
-            yield pullback(outputs, params, u, create_graph=False, keep=True)
+            yield graph_vjp(outputs, params, u, create_graph=False, keep=True)
 
 
 def leads(t: Tensor, N: int) -> bool:

@@ -120,8 +120,8 @@ def _recorded(
 
         with TURN:
             _, Jv = jvp(predict, tuple(params), tuple(v))  # type: ignore[misc]
-        _, pull = vjp(predict, *params)  # type: ignore[misc]
-        return [[Jv], list(pull(u))]
+        _, vjp_fn = vjp(predict, *params)  # type: ignore[misc]
+        return [[Jv], list(vjp_fn(u))]
 
     kept = replays(J.risk, batches, budget, vectors, products)
     rows = tuple(_replayed(*each) for each in kept.batches)

@@ -66,14 +66,14 @@ class Recordable(OnOneGraph):
                 )
             return [b[None] for b in Jv]
 
-        outputs, pull, aux = vjp(  # type: ignore[misc]
+        outputs, vjp_fn, aux = vjp(  # type: ignore[misc]
             lambda *p: f(p), *at.tensors, has_aux=True
         )
         yield Linearization(
             outputs,
             aux,
             jvp=push,
-            vjp=lambda U: [b[None] for b in pull(tuple(u[0] for u in U))],
+            vjp=lambda U: [b[None] for b in vjp_fn(tuple(u[0] for u in U))],
         )
 
 

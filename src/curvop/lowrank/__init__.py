@@ -3,7 +3,7 @@
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.construction import factor
 from curvop.lowrank.directions import Directions, NewtonStep
-from curvop.lowrank.factor import GramFactor
+from curvop.lowrank.gram_factor import GramFactor
 from curvop.lowrank.inverse import GramInverseLinearOperator
 
 __all__ = [

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from curvop.curvature import refuse_if_changed, versions
 from curvop.linearized import Derive, Rows, RowsOfBatch, joined, ways
 from curvop.lowrank.columns import FactorColumnsLinearOperator, Source
-from curvop.lowrank.factor import GramFactor
+from curvop.lowrank.gram_factor import GramFactor
 from curvop.operators import Blocks, probe, tolerance
 from curvop.risk import constant, refuse_reading
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, final
 
 import torch
 from torch import Tensor
-
-from curvop.lowrank.checks import check_damping
 
 
 @final
@@ -84,3 +84,23 @@ def _damping(damping: Any, values: Tensor) -> Tensor:
     if not bool((damping > 0).all()):
         raise ValueError("Expected a positive damping for each direction.")
     return damping.to(values)
+
+
+def check_damping(value: Any) -> float:
+    """A positive number.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive, or not finite.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"Expected damping as a number, got {type(value).__name__}.")
+    damping = float(value)
+    if not (math.isfinite(damping) and damping > 0):
+        raise ValueError(
+            f"Expected a positive damping, got {value}: V Vᵀ with fewer columns than rows "
+            "is singular."
+        )
+    return damping

@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
+from curvop.arguments import at_least
 from curvop.generators import source
-from curvop.lowrank.checks import check_count
 from curvop.lowrank.columns import FactorColumnsLinearOperator
 from curvop.lowrank.spectrum import nonzero
 from curvop.operators import Blocks, LinearOperator
@@ -21,8 +21,8 @@ class GramInverseLinearOperator(LinearOperator):
 
     .. math:: (V V^⊤ + λ I)^{-1} = \frac{1}{λ} \left( I - V (V^⊤ V + λ I)^{-1} V^⊤ \right)
 
-    Made by :meth:`GramFactor.inverse`. A product solves and refines once, since the
-    difference cancels where ``λ`` is small.
+    Made by :meth:`~curvop.lowrank.GramFactor.inverse`. A product solves and refines once,
+    since the difference cancels where ``λ`` is small.
 
     Attributes:
         damping: ``λ``.
@@ -82,9 +82,7 @@ class GramInverseLinearOperator(LinearOperator):
             TypeError: If an argument is of the wrong kind.
             ValueError: If ``num_samples`` is not positive.
         """
-        count = check_count("num_samples", num_samples)
-        if count is None:
-            raise TypeError("Expected num_samples as an integer, got None.")
+        count = at_least(1, "num_samples", num_samples)
         generator = source(generator, device=self.device)
         P, R = self._V.shape
         where = generator.device

@@ -1,4 +1,4 @@
-"""One look at the curvature: eigenvalues, trace, alignment."""
+"""One measurement of the curvature: eigenvalues, trace, alignment."""
 
 from __future__ import annotations
 

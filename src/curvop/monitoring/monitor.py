@@ -1,4 +1,4 @@
-"""The monitor: when to look at the curvature while a model is trained."""
+"""The monitor: when to measure the curvature while a model is trained."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ class CurvatureMonitor:
     Each measurement has the largest eigenvalues ``λ`` with residuals, warm-started from
     the last step's vectors ``Q``; the trace with its standard error; and the share of the
     gradient in the top eigenspace, ``‖Qᵀ g‖² / ‖g‖²``. The first is made on construction,
-    to show the start, and another one that tells what a measurement costs. From then on
-    the monitor keeps account of the time, and measures when the training has earned one.
+    to show the start, followed by one that shows what a measurement costs. From then on,
+    the monitor measures when enough training time has passed for its share.
 
     Training is the same, bit for bit, with and without: parameters, ``.grad``, buffers,
-    modes and generators are left as found.
+    modes and generators are not changed.
 
     Args:
         model_func: The model, as :class:`HessianLinearOperator` takes it.
         loss_func: The loss.
         params: The parameters.
-        data: What the curvature is that of: the training data, or as much of it as one
-            can afford; a loader of its own if its workers persist.
+        data: The data of the risk whose curvature is measured: the training data, or as
+            much of it as time allows; a loader of its own if its workers persist.
         k: Number of eigenvalues.
         matrix: Makes the operator of the four arguments above; with options by
             ``functools.partial(GGNLinearOperator, reduction="mean")``.
-        optimizer: Tells the learning rate and the stability threshold.
+        optimizer: For the learning rate and the stability threshold.
         preconditioned: Whether to compute the sharpness under the preconditioner of
             ``optimizer``, torch's Adam or AdamW.
         num_probes: Products for the trace; zero for none.
-        tol: Residual of an eigenvalue that is small enough, relative to the largest.
+        tol: Largest residual of an eigenvalue, relative to the largest eigenvalue.
         maxiter: Most products for the eigenvalues of one measurement.
         max_overhead: Share of the training time that measurements may take. A measurement
-            is made once twice what the last one took has been saved, and ends in good time.
-        every: Measure at each such step instead, whatever it costs.
+            is made when twice the time of the last one is available, and ends in time.
+        every: Measure at each such step instead, without a limit on the time.
         eval_mode: Whether to measure with all modules in eval mode: without dropout, and
             with running statistics.
         generator: Source of random vectors. By default one with a fixed seed; no global
             generator is touched.
-        logs: Called with each record, as :class:`CSVLog` is.
+        logs: Called with each record, as :class:`curvop.monitoring.CSVLog` is.
 
     Raises:
         TypeError: If something is of the wrong kind.
@@ -191,7 +191,7 @@ class CurvatureMonitor:
         return None
 
     def measure(self) -> CurvatureRecord:
-        """Measure now, whatever it costs.
+        """Measure now, without a limit on the time.
 
         Raises:
             KeyboardInterrupt: On Ctrl-C.

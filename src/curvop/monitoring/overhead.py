@@ -26,7 +26,7 @@ class TimeAccount:
         return self.measuring / self.training if self.training else 0.0
 
     def covers(self, times: float = 1) -> bool:
-        """Whether one can afford a measurement that takes so many times the last one."""
+        """Whether there is time for a measurement of so many times the last one."""
         credit = self.max_overhead * self.training - self.measuring
         return credit >= RESERVE * times * self.last
 

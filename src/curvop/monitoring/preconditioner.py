@@ -1,4 +1,4 @@
-"""What gradients are divided by: told by an optimizer, or given."""
+"""What gradients are divided by: the preconditioner of an optimizer, or given."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Preconditioner:
         return self.diagonal is None and self.operator is None
 
     def words(self) -> dict[str, Any]:
-        """What is told of it."""
+        """A description."""
         told = ("label", "formula", "threshold", "limit", "remarks", "is_identity")
         return {name: getattr(self, name) for name in told}
 
     def mark(self) -> Tensor | None:
-        """What tells it from others."""
+        """An identifier, different for different preconditioners."""
         if self.operator is None:
             return self.diagonal
         ones = torch.ones(self.operator.shape[1], dtype=self.operator.dtype)

@@ -1,4 +1,4 @@
-"""What the monitor saw at one step."""
+"""One measurement of the monitor."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class CurvatureRecord:
         alignment: ``‖Qᵀ g‖² / ‖g‖²``, the share of the gradient in the span of the
             tracked eigenvectors.
         values: The largest eigenvalues, descending; the first is the sharpness.
-        residuals: ``‖H v - λ v‖`` of each: so far an eigenvalue is at most.
-        status: How the search for them ended, see :class:`curvop.Eigenpairs`; or
+        residuals: ``‖H v - λ v‖`` of each, the largest distance to an eigenvalue.
+        status: The status of their search, see :class:`curvop.Eigenpairs`; or
             ``"not finite"`` if loss or gradient were not, and all else is ``nan``.
         trace: Of the matrix, estimated; ``None`` without probes.
         trace_error: Its standard error.

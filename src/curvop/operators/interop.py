@@ -37,7 +37,7 @@ def _(A: SciPyOperator | sparray | spmatrix) -> LinearOperator:
 
 
 class SciPyLinearOperator(LinearOperator):
-    """A SciPy ``LinearOperator`` as one of ours, on the CPU."""
+    """A SciPy ``LinearOperator`` as an operator, on the CPU."""
 
     def __init__(self, A: SciPyOperator) -> None:
         dtype = numpy.dtype(A.dtype or numpy.float64)

@@ -1,9 +1,9 @@
 """Blocks: a vector or matrix as one tensor or as blocks, in and out in the same form.
 
 A *block space* is a tuple of shapes. A matrix with ``K`` columns over it is a list of
-blocks ``[*n_i, K]``. Users hand in tensors, sequences or mappings, with or without the
+blocks ``[*n_i, K]``. Users pass tensors, sequences or mappings, with or without the
 column axis; :func:`read` turns each into blocks and a :class:`Form`, and
-:func:`Form.write` turns blocks back into what the user handed in.
+:func:`Form.write` turns blocks back into that form.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Space:
     names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names that do not tell the blocks apart."""
+        """Refuse names that are not unique, or not one for each block."""
         if self.names is not None and len(set(self.names)) != len(self.shapes):
             raise ValueError(
                 f"Expected a name of its own for each of {len(self.shapes)} blocks, got "
@@ -109,7 +109,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Form:
-    """The form in which a vector or matrix was handed in.
+    """The form in which a vector or matrix was passed.
 
     Attributes:
         kind: One tensor, a list, a tuple, or a mapping of blocks.
@@ -124,7 +124,7 @@ class Form:
     def write(self, blocks: Blocks, space: Space) -> Vector:
         """Turn blocks ``[*m_i, K]`` over ``space`` into this form.
 
-        Blocks without names answer a mapping as a list.
+        For a mapping, blocks without names become a list.
         """
         if self.is_vector:
             blocks = [b.squeeze(-1) for b in blocks]
@@ -185,7 +185,7 @@ def reshape(M: Blocks, space: Space) -> Blocks:
 
 
 def read(x: Vector, space: Space, side: Side = "right") -> tuple[Blocks, Form]:
-    """Turn what the user handed in into blocks ``[*n_i, K]`` and remember its form.
+    """A user's vector or matrix as blocks ``[*n_i, K]``, and the form that it had.
 
     Args:
         x: A tensor ``[N]`` or ``[N, K]`` (from the left ``[K, N]``), a sequence of
@@ -285,7 +285,7 @@ def _show(shapes: Sequence[Size]) -> str:
 
 
 def admit(b: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Promote integers, refuse what would be truncated or copied across devices.
+    """Promote integers; refuse what would be truncated or copied across devices.
 
     Raises:
         TypeError: If the dtype differs.

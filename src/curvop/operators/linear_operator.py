@@ -174,7 +174,7 @@ class LinearOperator(ABC):
 
     @property
     def columns_at_once(self) -> int | None:
-        """How many columns to multiply at once, if more need no less work."""
+        """Width of a slice of a wide matrix; ``None`` where all at once save work."""
         return None
 
     # -------------------------------------------------------------- products
@@ -206,11 +206,11 @@ class LinearOperator(ABC):
             out = [torch.complex(b[..., :K], b[..., K:]) for b in parts]
         else:
             out = self._matmat(M)
-        del M  # its memory serves what is written
+        del M  # so that the result can take its memory
         return form.write(out, self._codomain)
 
     def _slices(self, x: Vector, side: Side) -> Sequence[Tensor]:
-        """A matrix cut into as many columns as are multiplied at once."""
+        """A matrix cut into slices of :attr:`columns_at_once`; empty if it is no wider."""
         limit, axis = self.columns_at_once, 1 if side == "right" else 0
         if limit is None or not isinstance(x, Tensor) or x.ndim != 2:
             return ()
@@ -218,7 +218,7 @@ class LinearOperator(ABC):
         return x.split(limit, axis) if is_wide else ()
 
     def _multiply_slices(self, slices: Sequence[Tensor], side: Side) -> Tensor:
-        """One slice after the other, into one result: no more memory than it needs."""
+        """One slice after the other, written into one result, to save memory."""
         axis = 1 if side == "right" else 0
         sizes = [part.shape[axis] for part in slices]
         out: Tensor | None = None
@@ -278,8 +278,8 @@ class LinearOperator(ABC):
             return self
         AT = self._transpose()
         if are_transposed(self, AT) or isinstance(AT, ProductLinearOperator):
-            return AT  # of a product the factors remember
-        # knows whose transpose it is, so that AᵀA is seen to be psd
+            return AT  # of a product, the factors know their transposes
+        # refers to this operator, so that AᵀA is recognised as psd
         return TransposedLinearOperator(self, AT._matmat)
 
     def adjoint(self) -> LinearOperator:
@@ -354,14 +354,14 @@ def _imaginary(b: Tensor) -> Tensor:
 
 
 def as_operator(A: Any) -> LinearOperator:
-    """Whatever is a matrix, as an operator.
+    """A tensor, array or matrix of SciPy as an operator.
 
     Args:
         A: A tensor ``[M, N]``, NumPy array, SciPy sparse matrix, SciPy
-            ``LinearOperator``, or one of ours, which is returned as it is.
+            ``LinearOperator``, or an operator of this library, which is returned as it is.
 
     Returns:
-        The operator. A dense matrix is tagged as symmetric if it is so but for rounding;
+        The operator. A dense matrix is tagged as symmetric if it is so up to rounding;
         SciPy's carry no tags: see :func:`assume_symmetric`.
 
     Raises:
@@ -376,14 +376,14 @@ def as_operator(A: Any) -> LinearOperator:
 
 @singledispatch
 def converted(A: Any) -> LinearOperator:
-    """A matrix of another kind as an operator; files that know a kind register it."""
+    """Another kind of matrix as an operator; the file for a kind registers it."""
     raise TypeError(
         "Expected a curvop operator, a tensor, a NumPy array or a SciPy matrix or "
         f"LinearOperator, got {type(A).__name__}."
     )
 
 
-# -------------------------------------------------------------- what algebra returns
+# -------------------------------------------------------------- results of algebra
 
 
 def check_match(A: LinearOperator, B: LinearOperator) -> None:
@@ -456,8 +456,8 @@ class ScaledLinearOperator(LinearOperator):
 class ProductLinearOperator(LinearOperator):
     """``A₁ A₂ ⋯ Aₙ``, applied from the right.
 
-    A product that reads the same transposed from right to left is symmetric;
-    ``Vᵀ B V`` is positive semi-definite when ``B`` is, or when it is missing.
+    It is symmetric if its factors, transposed and in reverse order, are the same;
+    ``Vᵀ B V`` is positive semi-definite if ``B`` is, and so is ``Vᵀ V``.
     """
 
     def __init__(self, *factors: LinearOperator) -> None:
@@ -518,10 +518,10 @@ def are_transposed(A: LinearOperator, B: LinearOperator) -> bool:
 
 
 def _summand(B: Any) -> LinearOperator:
-    """Whatever :func:`as_operator` understands.
+    """Anything that :func:`as_operator` accepts, as an operator.
 
     Raises:
-        TypeError: If it is a number: a multiple of the identity must be said.
+        TypeError: If it is a number: a multiple of the identity must be written out.
     """
     if isinstance(B, numbers.Number) or (isinstance(B, Tensor) and B.ndim == 0):
         raise TypeError(
@@ -532,7 +532,7 @@ def _summand(B: Any) -> LinearOperator:
 
 
 def _factors(A: LinearOperator) -> tuple[LinearOperator, ...]:
-    """Those of a product, which is not nested."""
+    """The factors of a product, so that products are never nested."""
     return A._factors if isinstance(A, ProductLinearOperator) else (A,)
 
 
@@ -575,7 +575,7 @@ class SubmatrixLinearOperator(LinearOperator):
     def _matmat(self, M: Blocks) -> Blocks:
         (v,) = M
         A = self._A
-        # index_add_: a column may be selected twice; K leads, as curvature wants it
+        # index_add_: a column may be selected twice; K leads, as in curvature products
         full = v.new_zeros(v.shape[1], A.shape[1]).index_add_(1, self._cols, v.T)
         out = A._matmat(reshape([full.T], A.input_space))
         (flat,) = reshape(out, Space((Size((A.shape[0],)),)))

@@ -1,4 +1,4 @@
-"""Probes: fixed random vectors, and when two results count as the same."""
+"""Probes: fixed random vectors, and whether two results agree up to rounding."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def norm(blocks: Sequence[Tensor]) -> float:
 
 
 def tolerance(*dtypes: torch.dtype) -> float:
-    """Relative difference that rounding to one of these types can make."""
+    """Relative difference that rounding to one of these types may cause."""
     return max(float(torch.finfo(dtype).eps ** 0.5) for dtype in dtypes) / 4
 
 
 def differ(a: Tensor, b: Tensor, rounding: float | None = None) -> bool:
-    """Whether two results differ by more than rounding, by default that of their type."""
+    """Whether two results differ by more than rounding (by default, to their type)."""
     if not a.numel():
         return False
     scale = torch.maximum(a.abs().max(), b.abs().max())

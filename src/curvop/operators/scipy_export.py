@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class SciPyExport(SciPyOperator):  # type: ignore[misc]
-    """One of our operators, ``A``, as a SciPy ``LinearOperator``; see ``to_scipy``."""
+    """An operator ``A`` as a SciPy ``LinearOperator``; see ``to_scipy``."""
 
     def __init__(self, A: Any, dtype: DTypeLike | None = None) -> None:
         self._A = A
@@ -50,7 +50,7 @@ class SciPyExport(SciPyOperator):  # type: ignore[misc]
 
 
 def tensor(x: numpy.ndarray) -> Tensor:
-    """Torch knows neither negative strides nor arrays that must not be written to."""
+    """Copied if need be: torch has no negative strides and no read-only arrays."""
     return torch.from_numpy(numpy.require(x, requirements=["C", "W"]))
 
 

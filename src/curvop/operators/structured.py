@@ -1,4 +1,4 @@
-"""Operators with a structure of their own: dense, identity, diagonal, block, low rank."""
+"""Structured operators: dense, identity, diagonal, block-diagonal, low rank."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _check_alike(tensors: Sequence[Tensor]) -> None:
 
 
 def _is_symmetric(A: Tensor) -> bool:
-    """Whether ``A = Aᵀ`` but for rounding, with the margin that products are judged by."""
+    """Whether ``A = Aᵀ`` up to rounding, with the tolerance for products."""
     if A.shape[0] != A.shape[1]:
         return False
     if bool((A == A.T).all()):
@@ -66,12 +66,12 @@ class DenseLinearOperator(LinearOperator):
         A: The matrix ``[M, N]``.
         domain: Block shapes of the input, ``N`` entries; by default one block ``[N]``.
         codomain: Block shapes of the output, ``M`` entries.
-        symmetric: Whether ``A = Aᵀ``; by default looked up in the entries, which may
-            differ by what rounding makes of a symmetric matrix.
+        symmetric: Whether ``A = Aᵀ``; by default found out from the entries, up to
+            rounding.
         psd: Whether ``A`` is known to be positive semi-definite.
 
     Raises:
-        TypeError: If ``A`` is no real floating-point tensor.
+        TypeError: If ``A`` is not a real floating-point tensor.
         ValueError: If it is not a matrix, or does not fit the spaces or the tags.
 
     >>> A = DenseLinearOperator(torch.tensor([[2.0, 0.0], [1.0, 1.0]]))
@@ -92,7 +92,7 @@ class DenseLinearOperator(LinearOperator):
         A = A.detach()
         is_symmetric = _is_symmetric(A)
         if (symmetric or psd) and not is_symmetric:
-            raise ValueError("Tagged as symmetric, but the matrix differs from its T.")
+            raise ValueError("Tagged as symmetric, but the matrix is not.")
         inputs = _space(domain, A.shape[1], "domain")
         outputs = _space(codomain, A.shape[0], "codomain")
         super().__init__(
@@ -170,7 +170,7 @@ class DiagonalLinearOperator(LinearOperator):
         names: Names of the blocks.
 
     Raises:
-        TypeError: If the entries are no real floating-point tensors.
+        TypeError: If the entries are not real floating-point tensors.
         ValueError: If there are none.
 
     >>> D = DiagonalLinearOperator([torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])])
@@ -262,7 +262,7 @@ class LowRankLinearOperator(LinearOperator):
         coefficients: ``c``, shape ``[R]``; by default ones.
 
     Raises:
-        TypeError: If a factor is no real floating-point tensor.
+        TypeError: If a factor is not a real floating-point tensor.
         ValueError: If the shapes do not fit.
 
     >>> U = torch.tensor([[1.0], [2.0]])

@@ -1,4 +1,4 @@
-"""What the user knows of a matrix and the library cannot see."""
+"""Tags that the user knows to hold and the library cannot check."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assume_symmetric(A: Any) -> LinearOperator:
     """Tag ``A`` as symmetric; nothing is checked.
 
     Args:
-        A: An operator, or whatever :func:`as_operator` understands.
+        A: An operator, or anything that :func:`as_operator` accepts.
 
     Raises:
         ValueError: If ``A`` is not square.
@@ -52,7 +52,7 @@ def assume_psd(A: Any) -> LinearOperator:
     """Tag ``A`` as symmetric positive semi-definite; nothing is checked.
 
     Args:
-        A: An operator, or whatever :func:`as_operator` understands.
+        A: An operator, or anything that :func:`as_operator` accepts.
 
     Raises:
         ValueError: If ``A`` is not square.

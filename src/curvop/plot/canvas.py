@@ -22,7 +22,7 @@ def axes(ax: Any, *, size: tuple[float, float] | None = None) -> Axes:
     """The given axes, or those of a new figure.
 
     Args:
-        ax: What the user handed in.
+        ax: What the user passed.
         size: Width and height of a new figure, in inches; by default the user's style.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the user handed in, understood: data, parameters, loss, reduction, ranks."""
+"""The empirical risk that the user defines: data, parameters, loss, reduction, ranks."""
 
 from curvop.risk import nested
 from curvop.risk.context import preserved

@@ -18,8 +18,8 @@ from curvop.risk.data import Data
 def context(data: Data) -> Iterator[None]:
     """Kernels that can be differentiated, no inference mode, generators preserved.
 
-    Where vmap has no rule for an op, torch loops and warns of its own speed: nothing that
-    the user of a loss could mend.
+    Torch's warning that vmap has no rule for an op and loops is ignored: the user could not
+    do anything about it.
     """
     with (
         warnings.catch_warnings(),
@@ -40,7 +40,7 @@ def preserved(device: torch.device, *generators: object) -> Iterator[None]:
 
     Args:
         device: Its generator is restored, too.
-        *generators: Further generators; whatever is no ``torch.Generator`` is skipped.
+        *generators: Further generators; other objects are skipped.
     """
     own = [g for g in generators if isinstance(g, torch.Generator)]
     states = [(g, g.get_state()) for g in own]

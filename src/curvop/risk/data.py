@@ -21,12 +21,12 @@ class Data:
     """A re-iterable of mini-batches ``(X, y)``.
 
     Attributes:
-        source: What the user gave.
+        source: What the user passed.
         device: Where the batches go.
-        num_data: Number of data that the user announced, or ``None``.
+        num_data: Number of data that the user stated, or ``None``.
         batch_size_fn: Number of data in ``X``, or ``None`` for the leading axis.
         progressbar: Whether passes show a bar.
-        may_be_empty: Whether a pass without a batch is fine (a share among several).
+        may_be_empty: Whether a pass may have no batch, as on one rank of several.
         unpack: What makes ``(X, y)`` of a batch in another form, or ``None``.
         takes_weight: Whether a third entry of a batch is for the loss.
         params: Tensors that no batch may be computed from: batches are constants.
@@ -43,14 +43,14 @@ class Data:
     params: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be passed over repeatedly."""
+        """Refuse what cannot be iterated over repeatedly."""
         if isinstance(self.source, Iterator):
             raise ValueError(
                 "Expected data that can be iterated over many times, got the one-shot "
                 f"iterator {type(self.source).__name__}. Pass a list or a DataLoader, "
                 "for instance list(data)."
             )
-        is_sequence = hasattr(self.source, "__getitem__")  # a Dataset of batches, say
+        is_sequence = hasattr(self.source, "__getitem__")  # such as a Dataset of batches
         if not isinstance(self.source, Iterable) and not is_sequence:
             raise TypeError(
                 "Expected data as an iterable of batches (X, y), got "
@@ -73,7 +73,7 @@ class Data:
 
     @property
     def num_batches(self) -> int | None:
-        """Number of batches, if the source tells; a loader of a stream does not."""
+        """Number of batches, if the source has a length; a loader of a stream has none."""
         try:
             return len(self.source)  # type: ignore[arg-type]
         except TypeError:
@@ -97,7 +97,7 @@ class Data:
             what: Label of the progress bar.
 
         Raises:
-            TypeError: If a batch is no pair.
+            TypeError: If a batch is not a pair.
             ValueError: If there is no batch, the count contradicts ``num_data``, or a
                 batch is computed from the parameters.
         """
@@ -119,7 +119,7 @@ class Data:
         """Number of data in a batch.
 
         Raises:
-            ValueError: If it cannot be told.
+            ValueError: If it cannot be found out.
         """
         if self.batch_size_fn is not None:
             return self.batch_size_fn(X)
@@ -134,7 +134,7 @@ class Data:
         )
 
     def _move(self, t: Tensor) -> Tensor:
-        """A constant on the device."""
+        """The tensor as a constant on the device."""
         if t.requires_grad:
             if any(p is leaf for leaf in leaves_of([t]) for p in self.params):
                 raise ValueError(
@@ -152,5 +152,5 @@ class Data:
         if seen and self.num_data is not None and seen != self.num_data:
             raise ValueError(
                 f"num_data says {self.num_data}, but the data holds {seen}. Leave "
-                "num_data out, or mend the data (drop_last? batch_size_fn?)."
+                "num_data out, or correct the data (drop_last? batch_size_fn?)."
             )

@@ -1,4 +1,4 @@
-"""Whether a zero matrix is that of a model, or of one that is cut off its parameters."""
+"""Whether a zero matrix is right, or the model is detached from its parameters."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ UNUSED = (
 
 
 def in_graph(outputs: tuple[Tensor, ...], at: Parameters) -> tuple[Tensor, ...]:
-    """The outputs of a closure, provided that they depend on some parameter.
+    """The outputs; those of a closure are required to depend on some parameter.
 
     Parameters of a module are known to belong to it; if it does not use them, the matrix
     is zero.
 
     Raises:
-        ValueError: If a closure does not use the tensors that it was given with.
+        ValueError: If a closure uses none of the parameters.
     """
     if not at.functional and not any(o.requires_grad for o in outputs):
         raise ValueError(UNUSED)
@@ -48,20 +48,20 @@ def check_dependence(
     loss: Loss | None = None,
     group: ProcessGroup | None = None,
 ) -> None:
-    """Refuse a model that is cut off its parameters, or a closure over others.
+    """Refuse a model that is detached from its parameters, or a closure over others.
 
-    Costs the passes up to the first batch that depends on a parameter: meant for when a
-    gradient or product is zero. If there is none, the matrix is zero where the prediction
-    does not change with the parameters either; where it does, it has been detached.
+    Called when a gradient or product is zero, as it passes over the data up to the first
+    batch that depends on a parameter. If there is none and the prediction does not change
+    with the parameters either, the matrix is zero; if it does change, it has been detached.
 
     Args:
         at: The parameters.
         data: The data.
-        loss: Where it may depend on parameters by itself.
+        loss: If it may depend on parameters other than through the prediction.
         group: Ranks that share the data.
 
     Raises:
-        ValueError: If no batch depends on any, and not for lack of use.
+        ValueError: If no batch depends on any, though the model uses them.
     """
     counts = torch.zeros(2, dtype=torch.float64, device=at.device)
     with failing_together(2, group, counts.dtype, at.device):
@@ -77,7 +77,7 @@ def check_dependence(
 
 
 def _depends(at: Parameters, X: Any, y: Any, loss: Loss | None) -> bool:
-    """Whether autograd knows of a parameter."""
+    """Whether autograd finds a parameter."""
     with torch.enable_grad(), at.leaves() as params:
         prediction = at.model(params, X)
         outputs = nested.differentiable(prediction)
@@ -87,7 +87,7 @@ def _depends(at: Parameters, X: Any, y: Any, loss: Loss | None) -> bool:
 
 
 def _changes(at: Parameters, X: Any) -> bool:
-    """Whether the prediction is another one for other parameters, the same dropout."""
+    """Whether the prediction changes with the parameters, dropout being the same."""
     values = [constant(p) for p in at.tensors]
     others = [p + u for p, u in zip(values, probe(values), strict=True)]
 

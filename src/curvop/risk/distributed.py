@@ -21,16 +21,16 @@ def all_reduce(
 ) -> list[Tensor]:
     """Each tensor summed over the ranks of ``group``; as it is without a group.
 
-    All travel in one buffer of the first tensor's type, at least single precision: so
-    there is one collective, and a count is as exact as the product that it divides.
+    All are sent in one buffer of the first tensor's type, at least single precision: there
+    is one collective, and a count is as exact as the product that it divides.
 
     Args:
         tensors: What to sum.
         group: The ranks.
-        same: What every rank must have alike.
+        same: Tensors that must be equal on every rank.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If they are not.
         RuntimeError: If another rank has failed, see :func:`failing_together`.
     """
     if group is None:
@@ -62,10 +62,10 @@ def failing_together(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Iterator[None]:
-    """Work of one rank alone, before an ``all_reduce``.
+    """Context for the work of a rank before an ``all_reduce``.
 
-    The others would wait in vain for a rank that raises an error instead. It takes part,
-    with a buffer that says so.
+    The other ranks would wait forever for one that raises an error. It therefore takes part
+    in the collective first, with a buffer that marks the error.
 
     Args:
         size: Numbers that will be summed.
@@ -86,7 +86,7 @@ def failing_together(
 
 
 def _marks(same: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Some partial sums of vectors, in units of their norm: they tell random ones apart."""
+    """Partial sums of vectors, relative to their norm: different vectors have others."""
     sums = torch.zeros(NUM_MARKS, dtype=dtype, device=device)
     square = torch.zeros((), dtype=dtype, device=device)
     for t in same:

@@ -1,4 +1,4 @@
-"""An operator in double precision: of a closure a copy, whose parameters may be moved."""
+"""The same model, loss and batch in double precision; closures are copied."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from curvop.risk.losses import Loss, as_loss
 from curvop.risk.parameters import Parameters, as_parameters, constant, in_double, unwrapped
 from curvop.risk.substitution import modules_in
 
-VECTORS = 10  # of the size of the parameters, that a reference takes: leaves, products, …
-# What is raised where no copy can be made, or where it cannot be computed with.
+VECTORS = 10  # of the size of the parameters that a proof takes: leaves, products, …
+# Errors where no copy can be made, or where it fails.
 NO_COPY = (MemoryError, RuntimeError, TypeError, ValueError, AttributeError)
-SHARE = 0.5  # of the memory that is free, to be taken at most
+SHARE = 0.5  # of the free memory, to be taken at most
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the user handed in.
+    """What the user passed.
 
     Attributes:
         model: The model.
-        loss: The loss, where there is one.
-        reduction: What was said of the loss.
+        loss: The loss, if there is one.
+        reduction: The argument ``reduction``.
     """
 
     model: Any
@@ -46,15 +46,15 @@ def doubled(
 ) -> tuple[Parameters, Loss | None, Any, Any]:
     """Parameters, loss and a batch, in double precision.
 
-    Nothing of the user's is touched: parameters and buffers are converted as they are
-    used, and of a closure the tensors that it refers to are copied.
+    The user's objects are not changed: parameters and buffers are converted when they are
+    used; a closure is copied with the tensors that it refers to.
 
     Raises:
         MemoryError: If there is too little memory.
-        RuntimeError: If a copy predicts something else, or with other parameters.
+        RuntimeError: If a copy computes something else, or with other parameters.
     """
     inputs, targets = (nested.map_tensors(in_double, part) for part in (X, y))
-    parameters, loss = at, source.loss  # the model may still ask for less
+    parameters, loss = at, source.loss  # InDouble: the model may still ask for less
     if any(p.dtype != torch.float64 for p in at.tensors):
         check_memory(at)
         if at.doubled is not None:
@@ -89,9 +89,9 @@ def _cast(loss: Any) -> Any:
 
 
 class InDouble(TorchFunctionMode):
-    """Within this context what asks for less precise numbers gets double ones.
+    """Context in which calls that ask for lower precision give double precision.
 
-    A model may name a type (``x.float()``), or keep a constant of its own.
+    A model may name a type (``x.float()``), or have a constant of a lower precision.
     """
 
     def __torch_function__(
@@ -106,7 +106,7 @@ class InDouble(TorchFunctionMode):
             kwargs = {key: _wide(a) for key, a in kwargs.items()}
         try:
             return func(*args, **kwargs)
-        except RuntimeError:  # of two types
+        except RuntimeError:  # from operands of two types
             tensors = list(nested.tensors((args, kwargs)))
             if all(t is in_double(t) for t in tensors):
                 raise
@@ -120,7 +120,7 @@ def _wide(a: Any) -> Any:
 
 
 def check_memory(parameters: Parameters) -> None:
-    """Whether a problem in double precision fits.
+    """Refuse a copy in double precision that would take too much memory.
 
     Raises:
         MemoryError: If it does not.
@@ -134,7 +134,7 @@ def check_memory(parameters: Parameters) -> None:
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    """Memory that is free, where the system tells."""
+    """Free memory, if the system reports it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")  # Linux
@@ -178,7 +178,7 @@ def _check(copy: Parameters, inputs: Any, at: Parameters, X: Any) -> None:
 
 
 def duplicate(x: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy that knows functions: ``copy.deepcopy`` takes them for constants.
+    """A deep copy, of functions as well, which ``copy.deepcopy`` does not copy.
 
     Args:
         x: A module, callable or object.
@@ -200,7 +200,7 @@ def duplicate(x: Any, memo: dict[int, Any]) -> Any:
 
 
 def _function(f: FunctionType, memo: dict[int, Any]) -> Any:
-    """The function with copies of what it refers to; library functions as they are."""
+    """The function with copies of what it refers to; torch's functions unchanged."""
     if _package(f) == "torch":
         return f
     cells = f.__closure__ or ()

@@ -14,14 +14,14 @@ from curvop.risk.distributed import all_reduce, failing_together
 from curvop.risk.reduction import total_divisor
 from curvop.risk.risk import Risk
 
-# (X, y, what the batch adds: gradient, loss and share of the divisor, prediction)
+# (X, y, what the batch adds to gradient, loss and divisor, prediction)
 Look = Callable[[Any, Any, Sequence[Tensor], Any], None]
 
 
 def loss_and_gradient(risk: Risk) -> tuple[float, Tensor]:
     """The loss over all data, and its gradient ``[N]``, at the present parameters.
 
-    They may be infinite or ``nan``, as while a training diverges.
+    They may be infinite or ``nan``, as when training diverges.
     """
     with risk.context():
         *blocks, loss, share = gradient_over_data(risk, "gradient")
@@ -35,8 +35,8 @@ def gradient_over_data(risk: Risk, what: str, look: Look | None = None) -> list[
 
     Args:
         risk: The risk.
-        what: What the pass over the data is for.
-        look: What else to do with each batch.
+        what: Label of the progress bar.
+        look: Called with each batch and its results.
     """
     at, group = risk.parameters, risk.process_group
     wide = torch.promote_types(at.dtype, torch.float32)  # sums of half precision
@@ -58,7 +58,7 @@ def gradient_of_batch(risk: Risk, X: Any, y: Any) -> tuple[list[Tensor], Any]:
     """Gradient, summed loss and share of the divisor of one batch; its prediction."""
     with torch.enable_grad(), risk.parameters.leaves() as params:
         prediction = risk.predict(params, X)
-        nested.differentiable(prediction)  # or say what came
+        nested.differentiable(prediction)  # raises if there is no tensor
         loss = risk.loss.total(prediction, y)
         tally = risk.tally(prediction, y, loss)
         return [*gradient(loss, params, create_graph=False), *tally], prediction

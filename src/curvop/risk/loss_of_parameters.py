@@ -1,4 +1,4 @@
-"""Losses that depend on parameters by themselves, not only by the prediction."""
+"""Losses that depend on parameters other than through the prediction."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from curvop.risk.risk import Risk
 
 
 def settled(risk: Risk) -> Risk:
-    """The risk, once the first batch has shown whether the loss reads parameters."""
+    """The risk, after a first batch has shown whether the loss depends on parameters."""
     at = risk.parameters
     if not at.read or at.unread is None:
         return risk
-    # of the collective that comes next, in the determinism check
+    # as in the next collective, which is that of the determinism check
     size = sum(p.numel() for p in at.tensors) + 2
     with failing_together(size, risk.process_group, at.dtype, at.device):
         for X, y in risk.data.batches("does the loss read parameters?"):
@@ -31,7 +31,7 @@ def settled(risk: Risk) -> Risk:
 
 
 def refuse_reading(risk: Risk, X: Any, y: Any) -> None:
-    """Refuse a loss of more than the prediction, for matrices that are of that alone.
+    """Refuse losses of more than the prediction, for GGN and Fisher matrices.
 
     Raises:
         ValueError: If the loss depends on parameters at a fixed prediction.
@@ -41,7 +41,7 @@ def refuse_reading(risk: Risk, X: Any, y: Any) -> None:
 
 
 def refuse(names: Sequence[str]) -> None:
-    """Name the parameters that a loss depends on by itself, if there are any.
+    """Refuse a loss that depends on these parameters at a fixed prediction.
 
     Raises:
         ValueError: If there are.
@@ -59,10 +59,10 @@ def refuse(names: Sequence[str]) -> None:
 
 
 def refuse_hidden(risk: Risk, X: Any, y: Any) -> None:
-    """Refuse a loss that reaches the module on a way that was not found.
+    """Refuse a loss that refers to the module in a way that was not found.
 
-    By a class attribute or a weak reference, say: with other values in the module, the loss
-    of a fixed prediction is another one.
+    For instance by a class attribute or a weak reference. It is noticed because the loss at
+    a fixed prediction changes when the module has other values.
 
     Raises:
         ValueError: If it does.
@@ -93,8 +93,8 @@ def read_by(
     Args:
         loss: The loss.
         at: The parameters, for their names.
-        params: Them as leaves.
-        prediction: The model's.
+        params: The parameters as leaves.
+        prediction: The model's prediction.
         y: Targets.
     """
     with torch.enable_grad():
@@ -104,7 +104,7 @@ def read_by(
 
 
 def dependent(total: Tensor, params: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parameters that a number depends on."""
+    """Names of the parameters that a scalar depends on."""
     if not total.requires_grad:
         return []
     slopes = torch.autograd.grad(total, list(params.values()), allow_unused=True)

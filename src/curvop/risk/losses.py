@@ -1,4 +1,4 @@
-"""What a loss offers: the sum of its terms, the terms, the share of its divisor."""
+"""Losses: the sum of the terms, the terms, the share of the divisor."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Loss:
         divisor: ``(prediction, y) ->`` this batch's share of what "mean" divides by.
         convex: Whether the loss is known to be convex in the prediction.
         verify: Checks on one batch what was assumed about the user's loss.
-        source: What the user handed in.
+        source: What the user passed.
     """
 
     reduction: str
@@ -86,12 +86,12 @@ class Loss:
 
     @property
     def kind(self) -> Any:
-        """What tells losses apart: torch's class or function, or the user's own."""
+        """What identifies the loss: torch's class or function, or the user's own."""
         return kind_of(self.source)
 
     @property
     def name(self) -> str:
-        """How to call it in messages."""
+        """Its name in messages."""
         return _name(self.source)
 
     def option(self, name: str, default: Any) -> Any:
@@ -108,16 +108,16 @@ class Loss:
 
 
 def as_loss(loss_func: Any, reduction: str | Divisor | None = None) -> Loss:
-    """The user's loss, understood.
+    """The user's loss as a :class:`Loss`.
 
     Args:
         loss_func: A torch loss module, a loss of ``torch.nn.functional`` (or a
             ``functools.partial`` of one), or any callable ``(prediction, y) -> scalar``.
-        reduction: ``"mean"`` or ``"sum"``, needed for a callable that does not tell; or
-            a callable ``(prediction, y) ->`` the number that the loss was divided by.
+        reduction: ``"mean"`` or ``"sum"``, needed for a callable that does not state it;
+            or a callable ``(prediction, y) ->`` the number that the loss was divided by.
 
     Raises:
-        TypeError: If ``loss_func`` is no callable.
+        TypeError: If ``loss_func`` is not callable.
         ValueError: If the reduction is missing, unknown or contradicted.
     """
     if not callable(loss_func):
@@ -138,7 +138,7 @@ def as_loss(loss_func: Any, reduction: str | Divisor | None = None) -> Loss:
 
 
 def _understood(loss_func: Any, reduction: str | Divisor | None) -> Loss:
-    """The user's loss with the kernels that the user chose."""
+    """The user's loss, before composed kernels are tried."""
     _refuse_legacy_arguments(loss_func)
     told = told_reduction(loss_func)
     if callable(reduction):
@@ -169,7 +169,7 @@ def _understood(loss_func: Any, reduction: str | Divisor | None) -> Loss:
 
 
 def _refuse_legacy_arguments(loss_func: Any) -> None:
-    """The arguments that ``reduction`` replaced overrule it, hence hide what is done."""
+    """Torch's deprecated arguments take precedence over ``reduction``."""
     legacy = {"size_average", "reduce"} & set(getattr(loss_func, "keywords", ()))
     if legacy:
         raise ValueError(
@@ -179,7 +179,7 @@ def _refuse_legacy_arguments(loss_func: Any) -> None:
 
 
 def told_reduction(loss_func: Any) -> str | None:
-    """The reduction that a module, function or partial carries itself."""
+    """The reduction that a module, function or partial states itself."""
     if isinstance(loss_func, functools.partial) and "reduction" in loss_func.keywords:
         return str(loss_func.keywords["reduction"])
     told = getattr(loss_func, "reduction", None)
@@ -203,7 +203,7 @@ def _reduction_parameter(loss_func: Any) -> object:
 def _reducer(loss_func: Any) -> Callable[[str], LossFunction] | None:
     """How to obtain the same loss with another reduction, if that is possible."""
     if _has_forward_of_its_own(loss_func):
-        return None  # which need not ask for the attribute
+        return None  # it need not use the attribute
     if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
 
         def module(reduction: str) -> LossFunction:
@@ -218,12 +218,12 @@ def _reducer(loss_func: Any) -> Callable[[str], LossFunction] | None:
 
 
 def _has_forward_of_its_own(loss_func: Any) -> bool:
-    """Whether an instance computes something else than its class says."""
+    """Whether an instance computes something other than its class."""
     return isinstance(loss_func, nn.Module) and "forward" in vars(loss_func)
 
 
 def _is_altered(loss_func: nn.Module) -> bool:
-    """Whether a loss of torch's may compute something else than torch's formula."""
+    """Whether a loss of torch's may compute something other than torch's formula."""
     hooks = (loss_func._forward_hooks, loss_func._forward_pre_hooks)
     is_called_otherwise = type(loss_func).__call__ is not nn.Module.__call__
     return _has_forward_of_its_own(loss_func) or any(hooks) or is_called_otherwise
@@ -245,7 +245,7 @@ def _formula(loss_func: nn.Module) -> Any:
 
 
 def kind_of(loss_func: Any) -> Any:
-    """What tells losses apart: torch's class or function, or the user's own."""
+    """What identifies a loss: torch's class or function, or the user's own."""
     kind = _kind(loss_func)
     if kind is not None:
         return kind
@@ -262,7 +262,7 @@ def _transparent(
     kind = _kind(loss_func)
     is_formula = isinstance(loss_func, nn.Module) and _formula(loss_func) is not None
     terms = _unreduced(loss_func, reduced("none"))
-    # torch's own sum is one kernel; of others only the terms are known for sure
+    # torch's own sum is one kernel; of others only the terms are certain
     total = _summed(terms) if kind is None else reduced("sum")
     divisor: Divisor
     if reduction == "sum":
@@ -294,13 +294,13 @@ def _transparent(
                 "-> what the loss divides by>."
             )
 
-    # torch's own losses keep their word
+    # torch's own losses need no check
     check = verify if kind is None else _trust
     return Loss(reduction, total, terms, divisor, kind in CONVEX, check)
 
 
 def _unreduced(loss_func: Any, terms: LossFunction) -> LossFunction:
-    """The terms of a loss, checked to be terms where they are not torch's."""
+    """The terms of a loss; other than torch's are checked not to be a scalar."""
     if _kind(loss_func) is not None:
         return terms
 
@@ -339,7 +339,7 @@ def _scalar(loss_func: LossFunction) -> LossFunction:
 
 
 def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
-    """A callable of which only the scalar is known; "mean" is over the data."""
+    """A callable that only gives a scalar; "mean" is over the data."""
 
     def on(prediction: Any, y: Any, rows: slice) -> Tensor:
         cut = (nested.map_tensors(lambda t: t[rows], part) for part in (prediction, y))
@@ -355,7 +355,7 @@ def _opaque(loss_func: LossFunction, reduction: str) -> Loss:
         try:
             first, rest = (on(prediction, y, s) for s in (slice(a), slice(a, n)))
         except (IndexError, RuntimeError, ValueError):
-            return  # cannot be cut: nothing to compare with
+            return  # cannot be split: nothing to compare with
         is_sum = reduction == "sum"
         together = first + rest if is_sum else (first * a + rest * (n - a)) / n
         if a and not _close(value, together):
@@ -380,7 +380,7 @@ def _with_divisor(
     divisor: Divisor,
     verify: Callable[[Any, Any], None] | None = None,
 ) -> Loss:
-    """A mean of which the user says what it divides by."""
+    """A mean, with the user's function for what it divides by."""
     divisor = spread(divisor)
 
     def total(prediction: Any, y: Any) -> Tensor:
@@ -399,8 +399,8 @@ def _with_divisor(
 def _is_zero(Z: float | Tensor) -> bool:
     """Whether a divisor vanishes.
 
-    While a product is recorded its value is not there: then it does not. Should it vanish
-    in a batch, the recorded product is NaN, and linearise drops it.
+    While a product is recorded there is no value, and it is taken to be non-zero. Should it
+    vanish in a batch, the recorded product is NaN, and ``linearize`` rejects it.
     """
     try:
         return not Z
@@ -417,8 +417,8 @@ def _num_examples(prediction: Any) -> int:
 def _close(a: Tensor, b: Tensor) -> bool:
     """Whether two ways to compute a loss agree.
 
-    Of a loss that depends on parameters by itself, its slopes must agree as well: a term
-    that is small in the loss need not be small in its curvature.
+    If the loss depends on parameters other than through the prediction, the gradients must
+    agree as well: a term that is small in the loss need not be small in its curvature.
     """
     if not _near(a, b):
         return False

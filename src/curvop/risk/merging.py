@@ -1,4 +1,4 @@
-"""Small mini-batches put together: fewer and larger products, the same matrix."""
+"""Small mini-batches concatenated: fewer and larger products, the same matrix."""
 
 from __future__ import annotations
 

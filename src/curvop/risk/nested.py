@@ -61,7 +61,7 @@ def refill(x: Any, found: Sequence[Tensor]) -> Any:
 
 
 def structure(x: Any) -> Any:
-    """What remains of ``x`` without its tensors: equal for two of the same form."""
+    """``x`` without its tensors: equal for two of the same structure."""
     if isinstance(x, Tensor):
         return Tensor
     if isinstance(x, Mapping):

@@ -51,17 +51,17 @@ class Parameters:
         tensors: The parameters, in the order of the blocks.
         names: Their names, if they have any.
         model: ``(parameters, X) -> prediction``; leaves buffers as they are.
-        functional: Whether ``model`` honours the parameters that it is handed. A closure
-            over the parameters does not: it can only be differentiated in place.
+        functional: Whether ``model`` computes with the parameters that it is passed. A
+            closure over tensors does not: it can only be differentiated in place.
         watched: All tensors that the model is known to compute with.
-        place: Puts parameters where the user's model looks for them, for the time of a
-            context; other threads wait.
-        around: What must last from the model's call until it has been differentiated.
+        place: Context in which the user's own model has these parameters; other threads
+            wait.
+        around: Context for the model's call and its differentiation.
         doubled: The same parameters and model in double precision, where that needs no
             copy of more than tensors.
         read: Positions of those that the loss refers to, so that it may depend on them
-            by another way than the prediction. They are differentiated where they are.
-        unread: The same parameters, should the loss turn out not to depend on them.
+            other than through the prediction. They are differentiated in place.
+        unread: The same parameters, to be used if the loss does not depend on them.
     """
 
     tensors: tuple[Tensor, ...]
@@ -90,7 +90,7 @@ class Parameters:
 
     @property
     def device(self) -> torch.device:
-        """The one device of the parameters."""
+        """The device of all parameters."""
         return self.tensors[0].device
 
     @property
@@ -188,7 +188,7 @@ def constant(p: Tensor) -> Tensor:
 
 
 def listed(params: Given) -> dict[str, Tensor] | list[Tensor]:
-    """The user's parameters in an order, with names if they came with any.
+    """The user's parameters as a list, or as a dict if they have names.
 
     Args:
         params: A module stands for those of its parameters that require a gradient;
@@ -239,7 +239,7 @@ def _is_named(value: Any) -> bool:
 
 
 def as_parameters(model_func: Any, params: Given, loss_func: Any = None) -> Parameters:
-    """The user's model and parameters, understood.
+    """The user's model and parameters, checked.
 
     Args:
         model_func: An ``nn.Module``; a callable ``X -> prediction`` over the given
@@ -249,9 +249,9 @@ def as_parameters(model_func: Any, params: Given, loss_func: Any = None) -> Para
         loss_func: The loss. Parameters that it refers to may be its own.
 
     Raises:
-        TypeError: If a parameter is no floating-point tensor, or the model no callable.
-        ValueError: If there are none, one comes twice, is not initialised, does not
-            belong to the module or by another name, or they live on several devices.
+        TypeError: If a parameter is not a floating-point tensor, or the model not callable.
+        ValueError: If there are none; if one comes twice, is not initialised, or does not
+            belong to the module under its name; or if they are on several devices.
     """
     if not callable(model_func):
         raise TypeError(
@@ -276,7 +276,7 @@ def as_parameters(model_func: Any, params: Given, loss_func: Any = None) -> Para
         parameters = _of_function(model_func, values, keys)
     if not read:
         return parameters
-    # the loss looks for them in their own places: so must everybody
+    # the loss finds them in its own places, so the model must, too
     return replace(
         parameters,
         functional=False,
@@ -292,10 +292,10 @@ def _refuse_other_values(
     values: Sequence[Tensor],
     reached: Mapping[int, Tensor],
 ) -> None:
-    """Refuse tensors in the place of those that the loss refers to.
+    """Refuse other tensors in place of parameters that the loss refers to.
 
     Raises:
-        ValueError: If the loss would miss them.
+        ValueError: If there are any: the loss would not see them.
     """
     everything = dict(module.named_parameters())
     for name, p in zip(names, values, strict=True):
@@ -309,7 +309,7 @@ def _refuse_other_values(
 
 
 def _names_of_loss(loss_func: Any, reached: Mapping[int, Tensor]) -> dict[int, str]:
-    """What to call the tensors that a loss refers to, by identity."""
+    """Names for the tensors that a loss refers to, by identity."""
     names = {i: f"loss.{n}" for n, i in enumerate(reached)}
     if isinstance(loss_func, nn.Module):
         names |= {id(p): f"loss.{name}" for name, p in loss_func.named_parameters()}
@@ -348,7 +348,7 @@ def _of_module(
     slots = [slot for slot, _ in places]
     buffers, kernels = buffer_slots([module]), kernels_for([module])
     is_mirrored = can_be_mirrored(module)
-    # embeddings with max_norm write into their weight as they are called
+    # embeddings with max_norm write to their weight when called
     renormalised = {id(m) for m in module.modules() if getattr(m, "max_norm", None)}
     index = {
         (id(m), key): position[id(p)]
@@ -402,7 +402,7 @@ def _of_module(
 def _of_function(
     function: Callable[..., Any], values: list[Tensor], keys: list[str] | None
 ) -> Parameters:
-    """The parameters of a closure over them, or of a function that is handed them."""
+    """The parameters of a closure over them, or of a function ``(params, X)``."""
     modules = modules_in(function)
     buffers, kernels = buffer_slots(modules), kernels_for(modules)
     constants = [slot for module in modules for slot, _ in parameter_slots(module)]
@@ -440,7 +440,7 @@ def _of_function(
 
 
 def predicted(output: Any) -> Any:
-    """What a model predicts: of an output with logits, as of ``transformers``, those."""
+    """The prediction in an output: its logits, if it has any (``transformers``)."""
     if isinstance(output, Tensor | tuple):
         return output
     logits = getattr(output, "logits", None)
@@ -448,7 +448,7 @@ def predicted(output: Any) -> Any:
 
 
 def in_double(t: Tensor) -> Tensor:
-    """In double precision, if it is a number at all."""
+    """In double precision, if it is floating-point."""
     return t.double() if t.is_floating_point() else t
 
 
@@ -468,7 +468,7 @@ def _names_in(
     keys: list[str] | None,
     names_of_loss: Mapping[int, str],
 ) -> list[str]:
-    """The names of some of a module's parameters; those of the loss have its names.
+    """The names of parameters in the module, or else in the loss.
 
     Raises:
         ValueError: If one belongs to neither, or has the name of another.

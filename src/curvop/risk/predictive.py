@@ -1,8 +1,8 @@
-"""The predictive distribution that a loss stands for, and directions drawn from it.
+"""The predictive distribution of a loss, and directions drawn from it.
 
-A negative log-likelihood ``ℓ(f, y) = -log p(y | f)`` tells how targets are distributed,
-hence in which direction its gradients point; how long they are comes from the Hessian of
-the loss, with every option.
+A loss ``ℓ(f, y) = -log p(y | f)`` defines the distribution of targets, hence the directions
+of its gradients at drawn targets; their lengths come from the Hessian of the loss, with
+every option.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _registered: dict[Any, Sampler] = {}
 
 
 def register_predictive(loss: Any, sample: Sampler) -> None:
-    r"""Tell the predictive distribution of a loss of your own, for sampled Fishers.
+    r"""Register the predictive distribution of your own loss, for sampled Fishers.
 
     .. math:: F = \frac{1}{Z} \sum_n J_n^⊤ \, \mathbb{E}\left[ s_n s_n^⊤ \right] J_n,
         \qquad s_n = ∇_f ℓ(f_n, \hat y_n), \quad \hat y_n ∼ p(· | f_n)
@@ -34,10 +34,10 @@ def register_predictive(loss: Any, sample: Sampler) -> None:
         sample: ``(prediction, y, uniform) -> targets``, which turns ``uniform``, numbers
             in ``(0, 1)`` of the prediction's shape, into targets drawn given the
             prediction, in the form in which the loss takes ``y`` (by an inverse
-            distribution function, say). Whatever else ``y`` holds should be handed on.
+            distribution function, say). Anything else in ``y`` should be passed on.
 
     Raises:
-        TypeError: If either is no callable.
+        TypeError: If either is not callable.
 
     Example: a Laplace distribution of unit scale, whose negative log-likelihood is the
     absolute error.
@@ -77,14 +77,14 @@ def check_predictive(loss: Loss) -> None:
 
 
 def registered(loss: Loss) -> Sampler | None:
-    """What draws targets of a loss of the user's own."""
+    """The registered function that draws targets of the user's own loss."""
     return _registered.get(loss.kind)
 
 
 def direction(loss: Loss, f: Tensor, draw: Draw) -> Tensor:
-    """What the gradient at a sample points to, for each datum, in the shape of ``f``.
+    """The direction of the gradient at a sample, for each datum, in the shape of ``f``.
 
-    Of classes ``e_ŷ - p`` with a class ``ŷ`` drawn from ``p = softmax(f)``; of other
+    For classes ``e_ŷ - p`` with a class ``ŷ`` drawn from ``p = softmax(f)``; for other
     targets numbers of mean zero and variance one.
     """
     return _BUILT_IN[loss.kind](loss, f, draw)

@@ -1,10 +1,10 @@
-"""Random numbers that belong to a datum: drawn from its content, whatever its batch.
+"""Random numbers of a datum: a function of its content, not of its batch.
 
 A generator would tie a sample to the position in the data; a shuffled loader, or other
 mini-batches, would then give another matrix. Here each datum's bits are hashed, and the
 numbers come from a counter-based generator (SplitMix64; Steele, Lea and Flood, "Fast
 splittable pseudorandom number generators", 2014) that starts at the hash. Equal data get
-equal numbers. The global generators play no role.
+equal numbers. The global generators are not used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def fingerprints(data: Any, N: int) -> Tensor:
     """A hash of each of ``N`` data, ``[N]``.
 
     Args:
-        data: Tensors in any nest; those with ``N`` on the leading axis are the data's,
-            others are everybody's.
+        data: Tensors in any nesting; those with leading axis ``N`` have a row for each
+            datum, others count for all data.
         N: Number of data.
     """
     total: Tensor | None = None
@@ -44,9 +44,9 @@ def uniform(at: Tensor, seed: int, sample: int, count: int) -> Tensor:
 
     Args:
         at: The fingerprints, ``[N]``.
-        seed: Another seed, other numbers.
-        sample: Likewise: which sample this is.
-        count: Of the numbers for each datum.
+        seed: Another seed gives other numbers.
+        sample: Index of the sample; another one gives other numbers.
+        count: Numbers for each datum.
     """
     start = at
     for key in (seed, sample):
@@ -57,7 +57,7 @@ def uniform(at: Tensor, seed: int, sample: int, count: int) -> Tensor:
 
 
 def _bits(t: Tensor) -> Tensor:
-    """What is stored, as integers; in single precision, so that casts do not count."""
+    """The bits as integers; in single precision, so that wider types make no difference."""
     if t.is_complex():
         t = torch.view_as_real(t).flatten(1)
     if t.is_floating_point():

@@ -1,9 +1,9 @@
 """What the loss's reduction divides by: the only place that knows.
 
 A loss with ``reduction="mean"`` divides by a number that depends on the targets (the
-weights of those that are not ignored), or on the shape (elements). Averaging batch
-losses is therefore wrong in general. The library sums loss terms over all batches and
-divides once, by the sum of what these functions return for each batch.
+weights of those that are not ignored) or on the shape (the number of elements). Averaging
+the losses of batches is therefore wrong in general. The library sums loss terms over all
+batches and divides once, by the sum of what these functions return for each batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def class_divisor(weight: Tensor | None, ignore_index: int) -> Divisor:
     """Cross-entropy and NLL: the weights of the targets that are not ignored."""
 
     def divisor(prediction: Tensor, y: Tensor) -> float | Tensor:
-        if y.is_floating_point():  # class probabilities: weights and ignoring play no role
+        if y.is_floating_point():  # class probabilities: weights do not count
             return float(y.numel() // y.shape[1 if y.ndim > 1 else 0])
         kept = y != ignore_index
         if weight is None:

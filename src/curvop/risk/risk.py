@@ -1,4 +1,4 @@
-"""An empirical risk, and a model's predictions: what curvature is the curvature of."""
+"""An empirical risk, and a model's predictions over data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Predictions:
     Attributes:
         parameters: ``θ``, and the model as a function of them.
         data: The mini-batches.
-        source: What the user handed in.
+        source: What the user passed.
     """
 
     parameters: Parameters
@@ -42,7 +42,7 @@ class Predictions:
     def of(
         model_func: Any, params: Given, data: Iterable[Any], **options: Any
     ) -> Predictions:
-        """What the user handed in, checked; ``options`` are those of :class:`Data`.
+        """What the user passed, checked; ``options`` are those of :class:`Data`.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -67,7 +67,7 @@ class Predictions:
         return prediction
 
     def predicted(self, X: Any) -> Tensor:
-        """The prediction for one batch, of which no derivative is asked for."""
+        """The prediction for one batch, without a graph."""
         with torch.no_grad():
             return self.predict([constant(p) for p in self.parameters.tensors], X)
 
@@ -76,11 +76,11 @@ class Predictions:
         return lambda params: ((self.predict(params, X),), ())
 
     def context(self) -> AbstractContextManager[None]:
-        """What every pass over the data needs around it."""
+        """The context of every pass over the data."""
         return context(self.data)
 
     def check_dependence(self) -> None:
-        """Refuse a model that is cut off its parameters; see :func:`check_dependence`."""
+        """Refuse a detached model; see :func:`check_dependence`."""
         check_dependence(self.parameters, self.data)
 
     def in_double(self, X: Any, y: Any) -> tuple[Predictions, Any, Any]:
@@ -100,7 +100,7 @@ class Risk:
         parameters: ``θ``, and the model as a function of them.
         loss: ``ℓ``, and what its reduction divides by.
         data: The mini-batches.
-        source: What the user handed in.
+        source: What the user passed.
         process_group: Ranks that each hold a share of the data.
     """
 
@@ -121,7 +121,7 @@ class Risk:
         process_group: ProcessGroup | None = None,
         **options: Any,
     ) -> Risk:
-        """What the user handed in, checked; ``options`` are those of :class:`Data`.
+        """What the user passed, checked; ``options`` are those of :class:`Data`.
 
         Raises:
             TypeError: If an argument is of the wrong kind.
@@ -155,7 +155,7 @@ class Risk:
         return total.detach(), share
 
     def divisor(self, loss: Tensor, share: Tensor) -> Tensor:
-        """``Z`` from the sums of what :meth:`tally` tells, once the loss is finite.
+        """``Z`` from the sums of what :meth:`tally` returns; the loss must be finite.
 
         Raises:
             ValueError: If the loss is not finite, or a mean over nothing.
@@ -176,11 +176,11 @@ class Risk:
         return self.divisor(loss, share)
 
     def context(self) -> AbstractContextManager[None]:
-        """What every pass over the data needs around it."""
+        """The context of every pass over the data."""
         return context(self.data)
 
     def check_dependence(self) -> None:
-        """Refuse a model that is cut off its parameters; see :func:`check_dependence`."""
+        """Refuse a detached model; see :func:`check_dependence`."""
         check_dependence(self.parameters, self.data, self.loss, self.process_group)
 
     def in_double(self, X: Any, y: Any) -> tuple[Risk, Any, Any]:

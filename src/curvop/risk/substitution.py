@@ -1,9 +1,9 @@
-"""A module with other tensors in the place of its own.
+"""A module called with other tensors in place of its own.
 
-A *mirror* is a copy of the module tree made for one call: the user's module is not touched,
-so that other threads may use it meanwhile. Where a copy would not do, because something
-refers to a module by another way than its parent, tensors are put into the user's own
-module for the time of the call, and threads take turns.
+A *mirror* is a copy of the module tree made for one call: the user's module is not changed,
+so that other threads may use it meanwhile. Where a copy is impossible, because something
+other than its parent refers to a module, tensors are put into the user's own module during
+the call, and threads take turns.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Slot = tuple[dict[str, Any], str]  # where a module keeps a tensor: its table and the key
+Slot = tuple[dict[str, Any], str]  # where a module has a tensor: its table and the key
 
-# Held while the user's own objects are not as they were, and in forward mode, of which
-# torch has one level for all threads. One lock for both: nobody waits for two.
+# Held while the user's own objects are changed, and in forward mode, of which torch has one
+# level for all threads. One lock for both, so that there is no deadlock.
 TURN = threading.RLock()
 _TABLES = ("_parameters", "_buffers", "_modules")
 _REMADE = ("_flat_weights", "_flat_weight_refs")  # by recurrent layers, at each call
@@ -75,21 +75,21 @@ def mirrored(
 
 
 def _is_bare(m: nn.Module) -> bool:
-    """An activation of torch, say: it has no tensors, and forward writes nothing."""
+    """Whether a module has no tensors and writes nothing, as torch's activations."""
     is_empty = not (m._parameters or m._buffers or m._modules)
     return is_empty and type(m).__module__.startswith("torch.nn.modules.")
 
 
 def can_be_mirrored(module: nn.Module) -> bool:
-    """Whether nothing in the tree refers to a part of it but the parent of that part.
+    """Whether each part of the tree is referred to by its parent only.
 
-    A method of one module kept by another, a list of layers, or a hook that closes over a
-    layer would lead from the copy to the original.
+    A reference by a method of another module, a list of layers, or a hook that closes over
+    a layer would lead from the copy to the original.
     """
     inside: set[int] = set()
     for m in module.modules():
         if type(m).__new__ is not object.__new__ or hasattr(m, "_c"):
-            return False  # a scripted module is not what its attributes say
+            return False  # a scripted module does not compute with its attributes
         tensors = (*m._parameters.values(), *m._buffers.values())
         inside |= {id(m), *(id(t) for t in tensors if t is not None)}
     for m in module.modules():
@@ -106,7 +106,7 @@ def _may_refer(value: Any) -> bool:
 
 
 def _reached(starts: Iterable[Any]) -> Iterator[Any]:
-    """What can be reached from some objects in a few steps, themselves included."""
+    """Objects that some objects refer to, in a few steps, and these themselves."""
     seen: dict[int, Any] = {}  # holds what it names: an id is only good for a lifetime
     reached = list(starts)
     for _ in range(5):
@@ -139,7 +139,7 @@ def buffer_slots(modules: Sequence[nn.Module]) -> list[Slot]:
 
 @contextmanager
 def substituted(slots: Sequence[Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put tensors into slots; what was there comes back, also after an exception."""
+    """Put tensors into slots; the former ones are restored, also after an exception."""
     with TURN if slots else nullcontext():
         originals = [table[key] for table, key in slots]
         try:
@@ -155,7 +155,7 @@ def substituted(slots: Sequence[Slot], tensors: Sequence[Tensor]) -> Iterator[No
 def copied(
     slots: Sequence[Slot], copy: Callable[[Tensor], Tensor] = Tensor.clone
 ) -> Iterator[None]:
-    """Put copies into slots, so that what a forward pass writes does not stay."""
+    """Put copies into slots, so that what a forward pass writes is discarded."""
     with (
         TURN if slots else nullcontext(),
         substituted(slots, [copy(table[key]) for table, key in slots]),
@@ -164,7 +164,7 @@ def copied(
 
 
 def modules_in(function: Callable[..., Any]) -> tuple[nn.Module, ...]:
-    """The modules that a model function refers to, as far as Python can tell.
+    """The modules that a model function refers to, as far as they can be found.
 
     Looks into closures, partials, methods, containers and attributes of objects, a few
     steps deep.
@@ -192,7 +192,7 @@ def tensors_in(function: Callable[..., Any]) -> dict[int, Tensor]:
 
 
 def _references(x: Any) -> Sequence[Any]:
-    """What a callable, container or object of the user refers to."""
+    """The objects that a callable, container or object of the user refers to."""
     if isinstance(x, functools.partial):
         return [x.func, *x.args, *x.keywords.values()]
     if inspect.ismethod(x):
@@ -209,7 +209,7 @@ def _references(x: Any) -> Sequence[Any]:
 
 
 def _scope(function: FunctionType) -> list[Any]:
-    """What a function finds in its closure, among the globals, and in its defaults."""
+    """The objects in a function's closure, globals and defaults."""
     function = inspect.unwrap(function)
     values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():

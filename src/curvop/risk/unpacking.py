@@ -1,4 +1,4 @@
-"""A batch as a loader gives it, understood as inputs and targets."""
+"""Inputs and targets of a batch, in the forms that loaders give it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEND = (
 
 
 class Weighted(NamedTuple):
-    """Targets with weights of their own, for a loss ``(prediction, y, weight)``."""
+    """Targets and their weights, for a loss ``(prediction, y, weight)``."""
 
     y: Any
     weight: Any
@@ -83,7 +83,7 @@ def _of_mapping(batch: Mapping[Any, Any]) -> Pair:
 
 
 def refuse_single_batch(source: Any) -> None:
-    """Refuse one batch in the place of many.
+    """Refuse one batch in place of an iterable of batches.
 
     Raises:
         TypeError: If the data is a batch.
@@ -109,8 +109,8 @@ def refuse_single_batch(source: Any) -> None:
 def takes_weight(loss_func: Any) -> bool:
     """Whether a loss has an argument for the weights of the data.
 
-    A third argument that it needs; or one that may be left out, by its name. Those of
-    torch's own losses are class weights and options.
+    That is a third argument which is required, or is optional and has a known name. For
+    torch's own losses such arguments are class weights and options.
     """
     called = loss_func.forward if isinstance(loss_func, nn.Module) else loss_func
     try:
@@ -131,7 +131,7 @@ def takes_weight(loss_func: Any) -> bool:
 
 
 def spread(function: Callable[..., Value]) -> Callable[[Any, Any], Value]:
-    """The function of ``(prediction, y)`` that hands weights on as a third argument."""
+    """A function of ``(prediction, y)`` that passes weights as a third argument."""
 
     def call(prediction: Any, y: Any) -> Value:
         if isinstance(y, Weighted):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector
 from curvop.solvers.iteration import Memory, Progress, iterate
@@ -18,7 +19,6 @@ from curvop.solvers.system import (
     INDEFINITE,
     UNSYMMETRIC,
     System,
-    check_count,
     check_number,
     dots,
     norms,
@@ -45,24 +45,24 @@ def cg(
 
     .. math:: \lVert b - A x \rVert ≤ \max(\text{rtol} \, \lVert b \rVert, \text{atol})
 
-    is what ``"converged"`` means, for the residual computed from ``x``. Where the residual
-    of the recurrence has drifted away from it by rounding, the iteration goes on from the
-    true one. Columns of ``b`` share each product and converge by themselves.
+    is what ``"converged"`` means, for the residual computed from ``x``. If the residual of
+    the recurrence has drifted away from it by rounding, the iteration continues from the
+    true one. Columns of ``b`` share each product and converge independently.
 
-    A direction ``d`` with ``dᵀ A d < 0`` ends a column; the solution then holds it and the
-    iterate before, from where to go down along ``d`` (Steihaug, 1983). Say
-    ``assume_psd(H)`` to look for one in an indefinite matrix.
+    A direction ``d`` with ``dᵀ A d < 0`` ends a column; the solution then has this
+    direction and the iterate before it, from which to descend along ``d`` (Steihaug, 1983).
+    Pass ``assume_psd(H)`` to find such a direction of an indefinite matrix.
 
     With a checkpoint, a run that was killed and is started again with the same arguments
-    comes to the same result: bit for bit on the CPU. ``maxiter`` may differ, to go on.
+    gives the same result, bit for bit on the CPU. ``maxiter`` may differ, to continue.
 
     Args:
-        A: The matrix ``[N, N]``: an operator tagged ``psd``, or whatever
-            :func:`~curvop.as_operator` and :func:`~curvop.assume_psd` make one of.
+        A: The matrix ``[N, N]``: an operator tagged ``psd``; see
+            :func:`~curvop.assume_psd` for others.
         b: Right-hand sides: ``[N]``, ``[N, K]``, blocks, or a dict of blocks.
         rtol: Tolerance relative to ``‖b‖``.
         atol: Absolute tolerance.
-        maxiter: Most iterations; ``100 N`` by default, which rounding may need.
+        maxiter: Most iterations; ``100 N`` by default, since rounding delays convergence.
         M: Preconditioner, close to ``A⁻¹``: an operator tagged ``psd``. See
             :func:`~curvop.jacobi_preconditioner`, :func:`~curvop.nystrom_preconditioner`.
         x0: Where to start from, in the form of ``b``; zero by default.
@@ -75,7 +75,7 @@ def cg(
     Raises:
         TypeError: If something is of the wrong kind or dtype.
         ValueError: If something does not fit, ``A`` is not tagged or turns out not to be
-            symmetric, or the checkpoint is one of another problem.
+            symmetric, or the checkpoint is of another problem.
         FloatingPointError: If a product is not finite.
 
     References:
@@ -91,7 +91,7 @@ def cg(
     M = preconditioner(M, A)
     system = read_system(A, b, x0)
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
-    maxiter = 100 * A.shape[1] if maxiter is None else check_count("maxiter", maxiter)
+    maxiter = 100 * A.shape[1] if maxiter is None else at_least(1, "maxiter", maxiter)
     run = iterate(
         ConjugateGradients(A, system.B, M, shifts=torch.zeros_like(system.B[:, 0])),
         system.X,
@@ -112,7 +112,7 @@ def _file(
     rtol: float,
     atol: float,
 ) -> Checkpoint:
-    """The checkpoint of this problem. Not of ``maxiter``, so that a run can go on."""
+    """The checkpoint of this problem, without ``maxiter``: a run may be continued."""
     if path is None:
         return Checkpoint(None)
     problem = {
@@ -136,7 +136,7 @@ class ConjugateGradients:
     shifts: Tensor  # [K]
 
     def start(self, rows: list[int], X: Tensor) -> Memory:
-        """From the residual, downhill."""
+        """The first direction is the preconditioned residual."""
         shift = self.shifts[rows]
         R = self.B[rows]
         if bool(X.any()):
@@ -160,7 +160,7 @@ class ConjugateGradients:
         R, P, rho, shift = m["R"], m["P"], m["rho"], m["shift"]
         AP = times(self.A, P) + shift[:, None] * P
         size_P, size_AP = norms(P), norms(AP)
-        # pᵀ A p itself is a square in M
+        # of unit size, since pᵀ A p is quadratic in M and may over- or underflow
         curvature = (P / size_P[:, None] * AP).sum(1).double()
         alpha = (rho / size_P / curvature).to(X.dtype)[:, None]
         X = X + alpha * P
@@ -171,8 +171,8 @@ class ConjugateGradients:
 
         norm, norm_A = norms(new_R), torch.maximum(m["norm_A"], size_AP / size_P)
         eps = torch.finfo(self.A.dtype).eps
-        # consecutive residuals are orthogonal if A and M are symmetric, however much
-        # rounding has spoilt what lies further back
+        # consecutive residuals are orthogonal if A and M are symmetric, also where
+        # rounding has made earlier ones lose orthogonality
         most = eps**0.5 * size_P * (m["norm"] + alpha[:, 0].abs() * norm_A * size_P)
         asymmetric = (m["steps"] == 1) & (dots(Z, R).abs() > most)
         noise = 10 * eps * norm_A * size_P
@@ -198,7 +198,7 @@ class ConjugateGradients:
 
 
 def _words(rho: Tensor, asymmetric: Tensor, curvature: Tensor, noise: Tensor) -> list[str]:
-    """How columns end that cannot take a step; one transfer from the device."""
+    """The status of columns that cannot take a step; one transfer from the device."""
     table = torch.stack([rho, asymmetric.to(rho.dtype), curvature, noise], 1).tolist()
     words = []
     for rho_k, asymmetric_k, curvature_k, noise_k in table:
@@ -207,7 +207,7 @@ def _words(rho: Tensor, asymmetric: Tensor, curvature: Tensor, noise: Tensor) ->
         if asymmetric_k:
             raise ValueError(UNSYMMETRIC)
         if curvature_k > 0 or not math.isfinite(noise_k):
-            words.append("")  # what is not finite is seen in the residual
+            words.append("")  # if not finite, the check of the residual raises
         else:
             words.append("singular" if curvature_k >= -noise_k else "negative curvature")
     return words

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector
 from curvop.solvers.cg import ConjugateGradients, direction_of
@@ -20,7 +21,6 @@ from curvop.solvers.system import (
     NOT_FINITE,
     UNSYMMETRIC,
     System,
-    check_count,
     check_number,
     dots,
     norms,
@@ -46,20 +46,20 @@ def cg_shifts(
         \text{atol}) \quad \text{for each } λ
 
     Krylov spaces do not depend on ``λ``, and the residuals of all dampings are multiples
-    of that of the smallest, so that the whole path takes the products of its slowest
-    member. At the end one product with all solutions finds the true residuals; what
-    rounding has left above the tolerance goes on by itself.
+    of that of the smallest, so that the whole path takes as many products as its slowest
+    system. At the end one product with all solutions gives the true residuals; systems that
+    rounding has left above the tolerance are continued one by one.
 
     Memory: two vectors for each damping.
 
     Args:
-        A: The matrix ``[N, N]``: an operator tagged ``psd``, or whatever
-            :func:`~curvop.as_operator` and :func:`~curvop.assume_psd` make one of.
+        A: The matrix ``[N, N]``: an operator tagged ``psd``; see
+            :func:`~curvop.assume_psd` for others.
         b: Right-hand side: ``[N]``, blocks, or a dict of blocks.
         shifts: The dampings ``λ ≥ 0``, added to the diagonal.
         rtol: Tolerance relative to ``‖b‖``.
         atol: Absolute tolerance.
-        maxiter: Most iterations; ``100 N`` by default, which rounding may need.
+        maxiter: Most iterations; ``100 N`` by default, since rounding delays convergence.
         progressbar: Whether to show the residual in a bar.
 
     Returns:
@@ -86,7 +86,7 @@ def cg_shifts(
     dampings = _dampings(shifts)
     system = _for_each(read_system(A, b), len(dampings))
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
-    maxiter = 100 * A.shape[1] if maxiter is None else check_count("maxiter", maxiter)
+    maxiter = 100 * A.shape[1] if maxiter is None else at_least(1, "maxiter", maxiter)
     lambdas = torch.tensor(dampings, dtype=system.B.dtype, device=A.device)
     tolerances = system.tolerances(norms(system.B), rtol, atol)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def _dampings(shifts: Sequence[float] | Tensor) -> list[float]:
 
 
 def _for_each(system: System, S: int) -> System:
-    """The same right-hand side once for each damping, answered as columns."""
+    """The same right-hand side once for each damping; the solutions are columns."""
     if not system.form.is_vector:
         raise ValueError(
             f"Expected one right-hand side for all shifts, got {system.num_columns} "
@@ -163,7 +163,7 @@ def _shared(
                 if not math.isfinite(curvature):
                     raise FloatingPointError(NOT_FINITE.format(len(history)))
                 if curvature <= 0:
-                    break  # cg will tell
+                    break  # cg gives the status
                 alpha = rho / curvature
                 new_ratio = 1 / (1 + above * alpha + alpha * back * (1 - ratio))
                 new_X = X + (alpha * new_ratio)[:, None] * P

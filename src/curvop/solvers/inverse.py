@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from curvop.arguments import at_least
 from curvop.operators import Blocks, LinearOperator, as_operator
 from curvop.solvers.cg import cg
 from curvop.solvers.lsmr import lsmr
@@ -12,7 +13,6 @@ from curvop.solvers.minres import minres
 from curvop.solvers.solution import NotConvergedError, Solution
 from curvop.solvers.system import (
     blocks_of,
-    check_count,
     check_number,
     divided,
     norms,
@@ -30,7 +30,7 @@ class CGInverseLinearOperator(LinearOperator):
     this precision the operator is linear and symmetric.
 
     Args:
-        A: An operator tagged ``psd``, or whatever :func:`~curvop.assume_psd` makes one.
+        A: An operator tagged ``psd``; see :func:`~curvop.assume_psd` for others.
         rtol: Tolerance of each solve, relative to the right-hand side.
         atol: Absolute tolerance.
         maxiter: Most iterations of each solve.
@@ -81,8 +81,8 @@ class MINRESInverseLinearOperator(LinearOperator):
     this precision the operator is linear and symmetric.
 
     Args:
-        A: An operator tagged ``symmetric``, or whatever :func:`~curvop.assume_symmetric`
-            makes one.
+        A: An operator tagged ``symmetric``; see :func:`~curvop.assume_symmetric` for
+            others.
         shift: Subtracted from the diagonal.
         rtol: Tolerance of each solve, relative to the right-hand side.
         atol: Absolute tolerance.
@@ -140,11 +140,11 @@ class LSMRInverseLinearOperator(LinearOperator):
 
     .. math:: (A^⊤ A + \text{damp}^2 I)^{-1} A^⊤
 
-    Its transpose is the same of ``Aᵀ``. A product solves for all its columns at once, to a
+    Its transpose is the same for ``Aᵀ``. A product solves for all its columns at once, to a
     relative residual of ``rtol`` of the normal equations.
 
     Args:
-        A: The matrix ``[M, N]``: whatever :func:`~curvop.as_operator` understands.
+        A: The matrix ``[M, N]``: anything that :func:`~curvop.as_operator` accepts.
         damp: Weight of the norm of the solution.
         rtol: Tolerance of each solve, relative to ``‖Aᵀ b‖``.
         atol: Absolute tolerance.
@@ -198,21 +198,21 @@ class NeumannInverseLinearOperator(LinearOperator):
 
     .. math:: A^{-1} ≈ s \sum_{j=0}^{m-1} (I - s A)^j
 
-    It converges where every eigenvalue of ``s A`` is in the disc ``|1 - z| < 1``: for a
-    positive definite ``A``, where ``0 < s < 2 / λ_max``. What is left, ``(I - s A)ᵐ b``, is
-    the residual, and is looked at in each product.
+    It converges if every eigenvalue of ``s A`` is in the disc ``|1 - z| < 1``: for a
+    positive definite ``A``, if ``0 < s < 2 / λ_max``. The residual is ``(I - s A)ᵐ b``, and
+    is checked at each product.
 
     Args:
-        A: A square matrix: whatever :func:`~curvop.as_operator` understands.
+        A: A square matrix: anything that :func:`~curvop.as_operator` accepts.
         num_terms: Number ``m`` of terms; a product takes ``m`` products with ``A``.
         scale: ``s``.
-        rtol: Most of the right-hand side that may be left. ``1`` for a truncated series:
-            then only one that diverges is an error.
+        rtol: Largest residual relative to the right-hand side. With ``1``, for a truncated
+            series, only divergence is an error.
 
     Raises:
         TypeError: If an option is of the wrong kind.
         ValueError: If ``A`` is not square, or an option is out of range.
-        NotConvergedError: At a product, if more is left.
+        NotConvergedError: At a product, if the residual is larger.
 
     >>> import torch
     >>> from curvop import NeumannInverseLinearOperator
@@ -249,7 +249,7 @@ class NeumannInverseLinearOperator(LinearOperator):
             psd=A.psd,
         )
         self._A = A
-        self._num_terms = check_count("num_terms", num_terms)
+        self._num_terms = at_least(1, "num_terms", num_terms)
         self._scale = scale
         self._rtol = rtol
 
@@ -281,7 +281,7 @@ def _checked(
     return {
         "rtol": check_number("rtol", rtol),
         "atol": check_number("atol", atol),
-        "maxiter": None if maxiter is None else check_count("maxiter", maxiter),
+        "maxiter": None if maxiter is None else at_least(1, "maxiter", maxiter),
         "progressbar": progressbar,
     }
 

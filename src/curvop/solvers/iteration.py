@@ -1,10 +1,10 @@
-"""One loop for all solvers: columns that end by themselves, residuals that are true.
+"""One loop for all solvers: columns end independently, by their true residuals.
 
-A method knows how to start from an iterate and how to take a step. Its recurrence tells
-when a column seems to have converged; then the method starts anew from the iterate, which
-takes the true residual. If that is small enough the column has converged. If the
-recurrence had drifted away from it, the column goes on from there (residual
-replacement) as long as that still helps; otherwise it has stagnated.
+A method has a start from an iterate and a step. When the residual of its recurrence is
+small enough, the method is restarted from the iterate, which computes the true residual. If
+that is small enough, too, the column has converged. If the recurrence had drifted away from
+it, the column continues from the restart (residual replacement) as long as that still
+helps; otherwise it has stagnated.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from curvop.checkpoint import Checkpoint
 from curvop.solvers.system import NOT_FINITE
 
 Memory = dict[str, Tensor]
-"""What a method remembers between steps: tensors ``[K, ...]``, a row for each column.
+"""The state of a method between steps: tensors ``[K, ...]``, a row for each column.
 
 ``norm`` is that of the residual which must become small, ``residual_norm`` that of
-``b - A x``, ``norm_A`` is known of ``‖A‖`` from below. ``floor`` is a level of ``norm`` at
-which rounding may hide the true one; infinite where the recurrence has broken down.
+``b - A x``, ``norm_A`` is a lower bound of ``‖A‖``. ``floor`` is a level of ``norm`` at
+which rounding may hide the true one; infinite if the recurrence has broken down.
 """
 
 # A true norm that exceeds the one of the recurrence by this factor has drifted from it.
@@ -44,29 +44,29 @@ class Recurrence(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a solver has come; an interrupted step leaves no trace in it."""
+    """The state of a solver between two steps, which an interrupt does not change."""
 
     iteration: int
     num_products: int  # each with all columns that take part
     X: Tensor  # [K, N]
     memory: Memory
-    statuses: list[str]  # K, "" where a column goes on
+    statuses: list[str]  # K, "" where a column is active
     norms: list[float]  # K, of the recurrence, or true ones
     residual_norms: list[float]  # K, true ones; nan where the iterate has moved since
     best: Tensor  # [K, N], iterates with the smallest of the true norms
     best_norms: list[float]  # K
     best_residual_norms: list[float]  # K
-    anchors: list[float]  # K, true norms where columns were started anew
+    anchors: list[float]  # K, true norms where columns were restarted
     history: list[list[float]]  # norms after each iteration; shared, later ones are void
 
     @property
     def active(self) -> list[int]:
-        """Columns that go on."""
+        """Columns that have not ended."""
         return [k for k, status in enumerate(self.statuses) if not status]
 
     @staticmethod
     def at(X: Tensor, status: str, history: list[list[float]]) -> Progress:
-        """A run that has come to these iterates, of which only the norms are known."""
+        """A run at these iterates, of which only the norms are known."""
         n, norms = len(history) - 1, history[-1]
         statuses = [status] * len(X)
         return Progress(
@@ -100,7 +100,7 @@ def iterate(
     """Take steps until every column has ended.
 
     Raises:
-        FloatingPointError: If an iterate is not finite any more.
+        FloatingPointError: If an iterate is no longer finite.
     """
     with torch.no_grad():
         state = file.load(finite=True)
@@ -133,10 +133,10 @@ def _begin(method: Recurrence, X: Tensor, tolerances: list[float]) -> Progress:
 
 
 def _advance(method: Recurrence, run: Progress, tolerances: list[float]) -> Progress:
-    """A step, and a look at the true residual where that seems small, or may be hidden."""
+    """A step, and the true residual where it seems small, or rounding may hide it."""
     new = _stepped(method, run)
     floors = new.memory["floor"].tolist()
-    # a step so long that its rounding may hide the residual: look before and after
+    # a step so long that its rounding may hide the residual: checked before and after
     leaps = [
         k
         for k in new.active
@@ -154,14 +154,14 @@ def _advance(method: Recurrence, run: Progress, tolerances: list[float]) -> Prog
 
 
 def _close(method: Recurrence, run: Progress, tolerances: list[float]) -> Progress:
-    """The true residual of what has not converged."""
+    """The true residuals of columns that have not converged."""
     run = replace(run, statuses=[s or "maxiter" for s in run.statuses])
     moved = [k for k, norm in enumerate(run.residual_norms) if math.isnan(norm)]
     return _verified(method, run, moved, tolerances) if moved else run
 
 
 def _interrupted(run: Progress) -> Progress:
-    """Residuals of the recurrence: a product would keep the user waiting."""
+    """With the residuals of the recurrence, since a product may take long."""
     known = zip(run.residual_norms, run.memory["residual_norm"].tolist(), strict=True)
     return replace(
         run,
@@ -171,7 +171,7 @@ def _interrupted(run: Progress) -> Progress:
 
 
 def _stepped(method: Recurrence, run: Progress) -> Progress:
-    """One step of the columns that go on."""
+    """One step of the active columns."""
     rows = run.active
     memory = {n: _take(t, rows) for n, t in run.memory.items()}
     X, memory, words = method.step(_take(run.X, rows), memory)
@@ -200,7 +200,7 @@ def _stepped(method: Recurrence, run: Progress) -> Progress:
 def _verified(
     method: Recurrence, run: Progress, rows: list[int], tolerances: list[float]
 ) -> Progress:
-    """Take the true residuals of columns, and start anew from them if it must be."""
+    """Compute the true residuals of columns, and restart from them where needed."""
     fresh = method.start(rows, _take(run.X, rows))
     true_norms, residuals = fresh["norm"].tolist(), fresh["residual_norm"].tolist()
     _check_finite(true_norms, run.iteration)
@@ -222,7 +222,7 @@ def _verified(
         norms[k], residual_norms[k] = norm, residuals[i]
     better = [k for k in rows if norms[k] <= best_norms[k]]
     best = _put(run.best, better, _take(run.X, better))
-    # what cannot go on goes back to where it was best
+    # columns that cannot continue return to their best iterate
     stuck = [k for k in rows if statuses[k] in ("stagnated", "singular")]
     worse = [k for k in stuck if k not in better]
     X = _put(run.X, worse, _take(best, worse))
@@ -247,7 +247,7 @@ def _verified(
 
 
 def _restarted(memory: Memory, rows: list[int], fresh: Memory, again: list[int]) -> Memory:
-    """The memory, with some of the rows started anew; what is known of ``A`` stays."""
+    """The memory, with some of the rows restarted; the bound of ``‖A‖`` is kept."""
     kept = [rows[i] for i in again]
     new = {n: _put(t, kept, _take(fresh[n], again)) for n, t in memory.items()}
     return new | {"norm_A": torch.maximum(memory["norm_A"], new["norm_A"])}

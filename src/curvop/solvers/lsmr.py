@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector, as_operator
 from curvop.solvers.iteration import Memory, iterate
 from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
-    check_count,
     check_number,
     divided,
     norms,
@@ -38,19 +38,20 @@ def lsmr(
     .. math:: \lVert A^⊤ (b - A x) - \text{damp}^2 x \rVert
         ≤ \max(\text{rtol} \, \lVert A^⊤ b \rVert, \text{atol})
 
-    is what ``"converged"`` means, computed from ``x``; or that the left side is zero to
+    is what ``"converged"`` means, computed from ``x``; or that the left side is zero up to
     rounding, ``≤ 10 ε ‖A‖ ‖b - A x‖``. This norm, which decreases from iteration to
     iteration, is the ``history`` of the solution. Among several minimisers the solution
     is the one of least norm, if ``x0`` is not given. Columns of ``b`` share each product
     with ``A`` and with ``Aᵀ``.
 
     Args:
-        A: The matrix ``[M, N]``: whatever :func:`~curvop.as_operator` understands.
+        A: The matrix ``[M, N]``: anything that :func:`~curvop.as_operator` accepts.
         b: Right-hand sides: ``[M]``, ``[M, K]``, blocks, or a dict of blocks.
         damp: Weight of ``‖x‖``; the solution is ``(AᵀA + damp² I)⁻¹ Aᵀ b``.
         rtol: Tolerance relative to ``‖Aᵀ b‖``.
         atol: Absolute tolerance.
-        maxiter: Most iterations; ``100 min(M, N)`` by default, which rounding may need.
+        maxiter: Most iterations; ``100 min(M, N)`` by default, since rounding delays
+            convergence.
         x0: Where to start from, in the form of ``b``; zero by default.
         progressbar: Whether to show the residual in a bar.
 
@@ -75,7 +76,7 @@ def lsmr(
     system = read_system(A, b, x0)
     damp, rtol = check_number("damp", damp), check_number("rtol", rtol)
     atol = check_number("atol", atol)
-    maxiter = 100 * min(A.shape) if maxiter is None else check_count("maxiter", maxiter)
+    maxiter = 100 * min(A.shape) if maxiter is None else at_least(1, "maxiter", maxiter)
     method = LeastSquares(A, system.B, damp)
     run = iterate(
         method,
@@ -86,7 +87,7 @@ def lsmr(
         progressbar=progressbar,
         file=Checkpoint(None),
     )
-    # Aᵀ r cannot be computed more precisely: x solves a neighbouring problem
+    # Aᵀ r cannot be computed more precisely: x solves a nearby problem
     eps, norm_A = torch.finfo(A.dtype).eps, run.memory["norm_A"].tolist()
     statuses = [
         "converged"
@@ -157,7 +158,7 @@ class LeastSquares:
         rho_bar = torch.hypot(inner, theta)
         c_bar, s_bar = divided(inner, rho_bar), divided(theta, rho_bar)
 
-        # no product of two numbers of the size of A, which may over- or underflow
+        # without products of two numbers of the size of A, which may over- or underflow
         back = divided(theta_bar, m["rho"]) * divided(rho, m["rho_bar"])
         H_bar = m["H"] - back[:, None] * m["H_bar"]
         along = divided(divided(c_bar * m["zeta_bar"], rho), rho_bar)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.checkpoint import Checkpoint
 from curvop.operators import LinearOperator, Vector
 from curvop.scaling import unit
@@ -17,7 +18,6 @@ from curvop.solvers.solution import Solution, solution_of
 from curvop.solvers.system import (
     INDEFINITE,
     UNSYMMETRIC,
-    check_count,
     check_number,
     divided,
     dots,
@@ -51,22 +51,22 @@ def minres(
     shift at an eigenvalue makes the matrix singular. Damping is ``shift=-damping``.
 
     Args:
-        A: The matrix ``[N, N]``: an operator tagged ``symmetric``, or whatever
-            :func:`~curvop.as_operator` and :func:`~curvop.assume_symmetric` make one of.
+        A: The matrix ``[N, N]``: an operator tagged ``symmetric``, or a symmetric tensor;
+            see :func:`~curvop.assume_symmetric` for others.
         b: Right-hand sides: ``[N]``, ``[N, K]``, blocks, or a dict of blocks.
         shift: Subtracted from the diagonal.
         rtol: Tolerance relative to ``‖b‖``.
         atol: Absolute tolerance.
-        maxiter: Most iterations; ``100 N`` by default, which rounding may need.
+        maxiter: Most iterations; ``100 N`` by default, since rounding delays convergence.
         M: Positive definite preconditioner, close to ``|A - shift I|⁻¹``: an operator
             tagged ``psd``.
         x0: Where to start from, in the form of ``b``; zero by default.
         progressbar: Whether to show the residual in a bar.
 
     Returns:
-        The solution, with ``x`` in the form of ``b``. Of a singular matrix whose range
-        does not hold ``b`` it is ``"singular"`` or ``"stagnated"``, with the smallest
-        residual.
+        The solution, with ``x`` in the form of ``b``. If the matrix is singular and ``b``
+        not in its range, it has the smallest residual and the status ``"singular"`` or
+        ``"stagnated"``.
 
     Raises:
         TypeError: If something is of the wrong kind or dtype.
@@ -92,7 +92,7 @@ def minres(
         MinimalResiduals(A, system.B, M, check_number("shift", shift, least=-math.inf)),
         system.X,
         tolerances=system.tolerances(norms(system.B), rtol, atol),
-        maxiter=100 * A.shape[1] if maxiter is None else check_count("maxiter", maxiter),
+        maxiter=100 * A.shape[1] if maxiter is None else at_least(1, "maxiter", maxiter),
         name="minres",
         progressbar=progressbar,
         file=Checkpoint(None),
@@ -146,9 +146,9 @@ class MinimalResiduals:
         Z, c, s, gamma = m["Z"], m["c"], m["s"], m["gamma"]
         AZ = self._times(Z)
         delta = dots(Z, AZ).to(Z.dtype)
-        before = gamma * (m["steps"] > 0)  # at first gamma is a norm of b, not of A
+        before = gamma * (m["steps"] > 0)  # the first gamma is a norm of b, not of A
         V = AZ - _col(delta) * m["V"] - _col(before) * m["V_old"]
-        size = unit(V, 1)  # vᵀ M v is a square in A
+        size = unit(V, 1)  # vᵀ M v is quadratic in A
         V = V / size
         new_Z = self._precondition(V)
         squared = dots(V, new_Z)
@@ -167,8 +167,8 @@ class MinimalResiduals:
 
         eps = torch.finfo(self.A.dtype).eps
         norm, size_AZ, size_Z = norms(R), norms(AZ), norms(Z)
-        norm_A = torch.maximum(m["norm_A"], size_AZ / size_Z)  # of A, from below
-        # residuals cannot grow in the norm of M; if they do, A is singular to rounding
+        norm_A = torch.maximum(m["norm_A"], size_AZ / size_Z)  # lower bound of ‖A‖
+        # residuals cannot grow in the norm of M, unless A is singular up to rounding
         lowest = torch.minimum(m["lowest"], norm)
         floor = eps * norm_A * norms(X)
         if self.M is None:
@@ -218,7 +218,7 @@ def _col(scalars: Tensor) -> Tensor:
 
 
 def _words(indefinite: Tensor, asymmetric: Tensor, singular: Tensor) -> list[str]:
-    """How columns end that cannot take a step; one transfer from the device."""
+    """The status of columns that cannot take a step; one transfer from the device."""
     table = torch.stack([indefinite, asymmetric, singular], 1).tolist()
     if any(row[0] for row in table):
         raise ValueError(INDEFINITE)

@@ -1,4 +1,4 @@
-"""Preconditioners: the inverse of the diagonal, the top of the spectrum."""
+"""Preconditioners: Jacobi (the diagonal) and Nyström (the largest eigenvalues)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from curvop.arguments import at_least
 from curvop.generators import source
 from curvop.operators import (
     DiagonalLinearOperator,
@@ -22,7 +23,6 @@ from curvop.operators import (
 from curvop.scaling import norms
 from curvop.solvers.system import (
     blocks_of,
-    check_count,
     check_number,
     rows_of,
     tagged,
@@ -45,13 +45,13 @@ def jacobi_preconditioner(
 
     .. math:: M = \operatorname{diag}(d + \text{damping})^{-1}
 
-    Without a diagonal it is estimated from probes ``z`` of signs,
+    If no diagonal is given, it is estimated from probes ``z`` of signs,
 
     .. math:: d ≈ \frac{1}{m} \sum_{i=1}^m z_i ∘ A z_i
 
     (Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", 2007).
-    An entry below its standard error is raised to it; an exact one that is not positive
-    to the smallest positive one.
+    An estimated entry below its standard error is replaced by that; a given one that is not
+    positive by the smallest positive one.
 
     Args:
         A: The matrix ``[N, N]``, without the damping.
@@ -78,7 +78,7 @@ def jacobi_preconditioner(
         raise ValueError(f"Expected a square matrix, got {A.shape}.")
     damping = check_number("damping", damping)
     if diagonal is None:
-        d, floor = _estimated(A, check_count("num_probes", num_probes), generator)
+        d, floor = _estimated(A, at_least(1, "num_probes", num_probes), generator)
     else:
         blocks, form = read(diagonal, A.input_space)
         if not form.is_vector:
@@ -99,7 +99,7 @@ def _estimated(
 ) -> tuple[Tensor, Tensor]:
     """The diagonal and its standard error, from products with signs."""
     if m < 2:
-        raise ValueError("Expected num_probes of at least 2, to see how they vary.")
+        raise ValueError("Expected num_probes of at least 2, to estimate their spread.")
     generator = source(generator)
     mean = torch.zeros(A.shape[1], dtype=A.dtype, device=A.device)
     spread = torch.zeros_like(mean)  # root of the sum of squared distances to the mean
@@ -128,8 +128,8 @@ def nystrom_preconditioner(
         A Ω (Ω^⊤ A Ω)^{-1} (A Ω)^⊤ = U \hat Λ U^⊤
 
     with ``μ`` the damping and ``Ω`` a random matrix of ``r`` orthonormal columns. The
-    ``r`` largest eigenvalues are moved to where the others are, so that CG sees a small
-    condition number where the spectrum decays. It takes ``r`` products, all at once, and
+    ``r`` largest eigenvalues are moved to where the others are, so that CG has a small
+    condition number if the spectrum decays. It takes ``r`` products, all at once, and
     stores ``U``, ``r`` vectors.
 
     Args:
@@ -138,7 +138,7 @@ def nystrom_preconditioner(
         damping: What is added to the diagonal of ``A`` in the system to solve.
         generator: Source of ``Ω``. By default a fresh one, seeded by the operating
             system. No global generator is touched. A run with a checkpoint needs the same
-            preconditioner when it is started again: give a seeded one.
+            preconditioner when it is started again: pass a generator with a seed.
 
     Returns:
         A positive definite operator, for ``M=`` of :func:`~curvop.cg`.
@@ -163,7 +163,7 @@ def nystrom_preconditioner(
     A = tagged(A, "nystrom_preconditioner", "psd")
     damping = check_number("damping", damping)
     N = A.shape[1]
-    if check_count("rank", rank) > N:
+    if at_least(1, "rank", rank) > N:
         raise ValueError(f"Expected a rank of at most {N}, the size of A, got {rank}.")
     with torch.no_grad():
         U, values = _sketch(A, rank, source(generator))
@@ -195,7 +195,7 @@ def _sketch(A: LinearOperator, r: int, generator: Generator) -> tuple[Tensor, Te
     B = torch.linalg.solve_triangular(L, Y_nu.T, upper=False)  # [r, N]
     _, sigma, Vh = torch.linalg.svd(B, full_matrices=False)
     values = sigma**2 - nu
-    kept = values > nu  # the others are rounding
+    kept = values > nu  # smaller eigenvalues are rounding errors
     return Vh[kept].T.to(A.dtype), values[kept].to(A.dtype)
 
 

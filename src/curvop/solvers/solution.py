@@ -1,4 +1,4 @@
-"""What a solver found, and how it ended."""
+"""The result of a solver, and its status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curvop.operators import Vector
 from curvop.solvers.iteration import Progress
 from curvop.solvers.system import System
 
-# From the best end to the worst: several columns end as their worst one did.
+# From best to worst: the status of several columns is that of the worst.
 STATUSES = (
     "converged",
     "maxiter",
@@ -28,24 +28,24 @@ class Solution:
     """The solution of ``A x = b``, for one right-hand side or ``K`` of them.
 
     Attributes:
-        x: The solution, in the form in which ``b`` was handed in.
-        status: How it ended, in a word; of several columns the worst.
+        x: The solution, in the form of ``b``.
+        status: How it ended; of several columns the worst.
 
             - ``"converged"``: the residual, computed from ``x``, is below the tolerance.
             - ``"maxiter"``: it is not, after as many iterations as allowed.
             - ``"interrupted"``: by Ctrl-C; ``x`` is the last iterate.
             - ``"stagnated"``: rounding keeps the residual above the tolerance.
-            - ``"singular"``: a direction without curvature, to rounding: the matrix has
+            - ``"singular"``: ``direction`` has no curvature, up to rounding: the matrix has
               no inverse on this right-hand side.
-            - ``"negative curvature"``: ``direction`` has it, ``x`` is the iterate
-              before.
+            - ``"negative curvature"``: ``direction`` has it, ``x`` is the iterate before
+              it.
         iterations: Number of iterations, of the column that took most.
-        residual_norm: ``‖b - A x‖``, computed from ``x`` by a product of its own. Only
-            of an interrupted run it is the one of the recurrence (``nan`` for lsmr).
+        residual_norm: ``‖b - A x‖``, computed from ``x`` by a separate product; after an
+            interrupt that of the recurrence (``nan`` for lsmr).
         history: The norm that must get below the tolerance, at the start and after each
             iteration, from the recurrence; a column that has ended repeats its last.
-        statuses: How each column ended.
-        direction: Where a column ended with ``"negative curvature"`` or ``"singular"``,
+        statuses: The status of each column.
+        direction: If a column ended with ``"negative curvature"`` or ``"singular"``,
             a ``d`` of unit norm with ``dᵀ A d ≤ 0``, in the form of ``b``; zero for other
             columns, ``None`` if there is no such column.
     """
@@ -65,16 +65,16 @@ class Solution:
 
 
 class NotConvergedError(RuntimeError):
-    """An inverse operator could not solve for what it was multiplied onto."""
+    """An inverse operator could not solve for the vector that it was multiplied with."""
 
 
 def worst(statuses: Sequence[str]) -> str:
-    """One word for several columns; none at all have converged."""
+    """The worst status of several columns; of no columns ``"converged"``."""
     return max(statuses, key=STATUSES.index, default="converged")
 
 
 def solution_of(system: System, run: Progress, direction: Tensor | None = None) -> Solution:
-    """What a run has found, in the units and form of the right-hand side.
+    """The result of a run, in the units and form of the right-hand side.
 
     Raises:
         FloatingPointError: If the solution overflows in its dtype.

@@ -1,10 +1,10 @@
-"""A linear system as it is handed in: read, checked, and answered in the same form."""
+"""A linear system: right-hand sides as checked and scaled rows, and back."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from curvop.scaling import unit
 
 @dataclass(frozen=True)
 class System:
-    """Right-hand sides ``B`` of ``A Xᵀ = Bᵀ``, one a row, and where to start from.
+    """Right-hand sides of ``A Xᵀ = Bᵀ`` as rows of ``B``, and the start ``X``.
 
     Rows, because their entries are then contiguous. They are scaled by powers of two to
     order one, so that squared norms of tiny gradients do not underflow.
@@ -79,7 +79,7 @@ def read_system(A: LinearOperator, b: Vector, x0: Vector | None = None) -> Syste
             raise ValueError(f"Expected x0 as {want}, as b is, got {got}.")
     peak = B.abs().amax(1) if B.shape[1] else B.new_zeros(len(B))
     scale = torch.where(peak == 0, 1.0, unit(B, 1)[:, 0])
-    # whatever the guess, the solution for zero is zero
+    # for b = 0 the solution is zero, from every start
     X = torch.where(peak[:, None] == 0, 0.0, X / scale[:, None])
     return System(B / scale[:, None], X, scale, form, A.input_space, A.dtype)
 
@@ -99,12 +99,12 @@ def _read_rows(
         where = (~rows.isfinite().all(1)).nonzero()[:, 0].tolist()
         which = "" if form.is_vector else f" in columns {where}"
         raise ValueError(f"Expected a finite {name}, got inf or nan{which}.")
-    # half precision has too few digits for recurrences; products stay in it
+    # half precision has too few digits for recurrences; only products are in it
     return rows.to(torch.float32) if rows.dtype.itemsize < 4 else rows, form
 
 
 def rows_of(blocks: Blocks) -> Tensor:
-    """Blocks ``[*n_i, K]`` as rows ``[K, N]``, in memory of their own."""
+    """Blocks ``[*n_i, K]`` as rows ``[K, N]``, always a copy."""
     K = blocks[0].shape[-1]
     sizes = [math.prod(b.shape[:-1]) for b in blocks]
     parts = [b.movedim(-1, 0).reshape(K, n) for b, n in zip(blocks, sizes, strict=True)]
@@ -127,9 +127,9 @@ def times(A: LinearOperator, V: Tensor) -> Tensor:
 
 
 def dots(V: Tensor, W: Tensor) -> Tensor:
-    """Inner products of the rows: ``[K]``; summed pairwise, never by TF32.
+    """Inner products of the rows: ``[K]``; summed pairwise, without TF32.
 
-    In double precision, which has room for ``vᵀ w`` where ``v`` has barely any.
+    In double precision, where ``vᵀ w`` does not over- or underflow.
     """
     size = unit(V, 1)
     return (V / size * W).sum(1).double() * size[:, 0]
@@ -164,10 +164,10 @@ INDEFINITE = (
 
 
 def tagged(A: Any, solver: str, tag: str) -> LinearOperator:
-    """``A`` as an operator that has the tag which a solver needs.
+    """``A`` as an operator with the tag that a solver needs.
 
     Raises:
-        ValueError: If it has not.
+        ValueError: If it does not have the tag.
     """
     op = as_operator(A)
     if op.shape[0] != op.shape[1]:
@@ -188,7 +188,7 @@ def preconditioner(M: Any, A: LinearOperator) -> LinearOperator | None:
     """``M`` as a positive semi-definite operator that fits ``A``.
 
     Raises:
-        TypeError: If its dtype differs, or it is nothing that can be multiplied.
+        TypeError: If its dtype differs, or it is not a matrix.
         ValueError: If its shape or device differs, or it is not tagged.
     """
     if M is None:
@@ -207,7 +207,7 @@ def check_number(name: str, value: Any, *, least: float = 0.0) -> float:
     """A finite number of at least ``least``.
 
     Raises:
-        TypeError: If it is no real number.
+        TypeError: If it is not a real number.
         ValueError: If it is smaller, or not finite.
     """
     if not isinstance(value, Real) or isinstance(value, bool):
@@ -216,17 +216,3 @@ def check_number(name: str, value: Any, *, least: float = 0.0) -> float:
         bound = "" if least == -math.inf else f" of at least {least:g}"
         raise ValueError(f"Expected {name} as a finite number{bound}, got {value}.")
     return float(value)
-
-
-def check_count(name: str, value: Any) -> int:
-    """A positive integer.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is not positive.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"Expected {name} as an integer, got {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"Expected {name} of at least 1, got {value}.")
-    return int(value)

@@ -16,15 +16,15 @@ CHUNK = 2**18  # entries of the basis that are rotated at once: fits a cache
 class Basis:
     """Rows ``V [capacity, N]``, orthonormal as far as they are in use.
 
-    They live in panels, which are allocated when they are first needed. The first panel
-    has as many rows as there will be results, so that these need no copy.
+    They are stored in panels, which are allocated when needed. The first panel has as many
+    rows as there will be results, so that these need no copy.
 
     Args:
         N: Length of a vector.
         first: Rows of the first panel.
         capacity: Rows at most.
-        dtype: Type of the matrix. Vectors are not worked with in half precision.
-        device: Where the matrix lives.
+        dtype: Type of the matrix; for half precision, vectors are in single precision.
+        device: Device of the matrix.
         basis_dtype: Type in which rows are stored.
         basis_device: Where rows are stored.
     """
@@ -48,7 +48,7 @@ class Basis:
         self.basis_device = torch.device(basis_device or device)
         # rounding of what is stored or multiplied, whichever is larger
         self.eps: float = max(torch.finfo(t).eps for t in (dtype, self.basis_dtype))
-        # norm of a product below which it is nothing but rounding, relative to ‖A‖
+        # norm of a product, relative to ‖A‖, below which it is a rounding error
         self.noise = min(100 * self.eps, self.eps**0.75)
         self._first = first
         self.panels: list[Tensor] = []
@@ -78,12 +78,12 @@ class Basis:
     def orthogonalise(self, w: Tensor, m: int) -> tuple[Tensor, float]:
         """Subtract from ``w``, in place, its part in the first ``m`` rows.
 
-        Classical Gram-Schmidt, twice, and again while the norm drops: then ``w`` was
-        next to nothing but rounding (Giraud and others, "The loss of orthogonality in
+        Classical Gram-Schmidt, twice, and again while the norm drops, since ``w`` then was
+        mostly a rounding error (Giraud and others, "The loss of orthogonality in
         the Gram-Schmidt orthogonalization process", 2005).
 
         Returns:
-            The coefficients ``[m]`` in double precision on the CPU, and the norm left.
+            The coefficients ``[m]`` in double precision on the CPU, and the remaining norm.
         """
         h = torch.zeros(m, dtype=torch.float64)
         left = norm(w)
@@ -115,7 +115,7 @@ class Basis:
             self.put(to + i - start, next(self._views(i, i + 1))[0])
 
     def leave(self, k: int) -> Tensor:
-        """Give up the basis for its first ``k`` rows."""
+        """The first ``k`` rows; the basis cannot be used afterwards."""
         if self.panels and len(self.panels[0]) == k:
             del self.panels[1:]
         V = self.rows(0, k)

@@ -1,4 +1,4 @@
-"""Deflation: a search for eigenvectors that the start vector had no part in."""
+"""Deflation: a search for eigenvectors to which the start vector was orthogonal."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from curvop.checkpoint import State
 from curvop.spectra.basis import Basis
 from curvop.spectra.krylov import Krylov, Which, wanted
 
-# With a probability of 0.8 times this, a random direction has less than this many times
-# 1/√N of a given one, and a missing eigenvector is overlooked.
+# A random unit vector has a component below LUCK/√N in a given direction with probability
+# 0.8 · LUCK; a missing eigenvector is then overlooked.
 LUCK = 1e-3
 
 
 class DeflatedKrylov:
-    r"""A Krylov space from a random vector, in the complement of what is known.
+    r"""A Krylov space from a random vector, in the complement of the known vectors.
 
-    It runs until one of its Ritz values lies outside ``[low, high]``, or until it can
-    tell that no eigenvalue does. If ``u`` is an eigenvector with eigenvalue ``x``, then
-    ``Vᵀu = (x - T)⁻¹ c (fᵀu)`` by ``A V = V T + f cᵀ``, so that one part of ``u`` gives
-    all others. That in the random vector is hardly below ``LUCK/√N``; where the others
-    would then make ``u`` longer than 1, there is no ``u``. (Without a restart this is
-    the Christoffel function: Akhiezer, "The classical moment problem", 1965, chapter 2.)
+    It is expanded until one of its Ritz values lies outside ``[low, high]``, or it is
+    certain that no eigenvalue does. If ``u`` is an eigenvector with eigenvalue ``x``, then
+    ``Vᵀu = (x - T)⁻¹ c (fᵀu)`` by ``A V = V T + f cᵀ``, so that one component of ``u``
+    gives all others. The component along the random vector is hardly below ``LUCK/√N``; if
+    the others would then make ``u`` longer than 1, there is no such ``u``. (Without a
+    restart this is the Christoffel function: Akhiezer, "The classical moment problem",
+    1965, chapter 2.)
 
     Args:
         krylov: The space, with the random vector pending.
-        low: No eigenvalue below is expected.
-        high: No eigenvalue above is expected.
-        slack: Closer than this is equal.
+        low: Eigenvalues below are searched for.
+        high: Eigenvalues above are searched for.
+        slack: Distance up to which values count as equal.
     """
 
     def __init__(self, krylov: Krylov, low: float, high: float, slack: float) -> None:
@@ -38,8 +39,8 @@ class DeflatedKrylov:
         self.low = low
         self.high = high
         self.slack = slack
-        self._anchor = 0  # vector of which a part of u is known ...
-        self._growth = [1.0, 1.0]  # ... by its ratio to that in the random vector
+        self._anchor = 0  # vector along which the component of u is known ...
+        self._growth = [1.0, 1.0]  # ... as a multiple of that along the random vector
 
     @classmethod
     def begun(
@@ -50,7 +51,7 @@ class DeflatedKrylov:
         generator: Generator,
     ) -> DeflatedKrylov | None:
         """A space in the complement of ``search``, if there is any."""
-        # pending vectors were not multiplied: what is in them is not known
+        # pending vectors have not been multiplied: they are not known
         known = search.base + search.m
         krylov = Krylov(search.basis, known, search.scale)
         return cls(krylov, *bounds, slack) if krylov.inject(generator) else None
@@ -75,7 +76,7 @@ class DeflatedKrylov:
         """Whether there is nothing outside the bounds."""
         krylov = self.krylov
         if krylov.q == 0:
-            return True  # all that the vector has parts in was seen
+            return True  # the space is invariant: there is nothing else
         theta, _, residuals = krylov.ritz()
         settled = math.sqrt(self.slack) * math.sqrt(float(theta[-1] - theta[0]))
         for end, x in ((0, self.low), (-1, self.high)):
@@ -89,9 +90,9 @@ class DeflatedKrylov:
         return True
 
     def _parts(self, x: float, end: int) -> tuple[float, float]:
-        """Part of ``u`` in the pending vector, that in the random one being 1.
+        """Component of ``u`` along the pending vector, if that along the random one is 1.
 
-        The second number is the length of ``u``, the part in the pending vector being 1.
+        The second number is the length of ``u`` if the former is 1.
         """
         if math.isinf(x):
             return 1.0, 1.0

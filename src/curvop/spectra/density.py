@@ -31,11 +31,11 @@ class Density:
         grid: ``t``, ascending, ``[n]``.
         values: Density at ``t``, ``[n]``; its integral by the trapezoidal rule is 1.
         standard_error: Standard deviation of ``values`` over repetitions, estimated from
-            the probes, ``[n]``; ``nan`` from one probe. What the Gaussians blur, and what
-            few products leave undecided, is not in it.
+            the probes, ``[n]``; ``nan`` from one probe. It does not include the blur by the
+            Gaussians, nor the error of few Lanczos steps.
         nodes: Ritz values of each probe, ``[num_probes, m]``.
         weights: Their weights, which sum to 1 for each probe, ``[num_probes, m]``.
-        status: ``"converged"``, or ``"interrupted"``, which has the probes done by then.
+        status: ``"converged"``; or ``"interrupted"``, with the probes done by then.
         num_matvecs: Number of products with the matrix that it took.
     """
 
@@ -68,26 +68,28 @@ def spectral_density(
 
     by stochastic Lanczos quadrature: the Ritz values ``θ`` of ``m`` Lanczos steps from a
     random unit vector, weighted by the squared first entries ``τ`` of their
-    eigenvectors, are a Gauss rule for ``vᵀ f(A) v`` (Lin, Saad and Yang, "Approximating
+    eigenvectors, form a Gauss rule for ``vᵀ f(A) v`` (Lin, Saad and Yang, "Approximating
     spectral densities of large matrices", 2016; Golub and Meurant, "Matrices, moments
     and quadrature", 1994). All Lanczos vectors are kept orthogonal, so that no
-    eigenvalue comes twice.
+    eigenvalue appears twice.
 
     Args:
-        A: A symmetric operator, or whatever :func:`as_operator` understands.
+        A: A symmetric operator, or anything that :func:`as_operator` accepts.
         num_probes: Number ``p`` of random vectors.
-        num_matvecs: Products ``m`` for each of them. As many vectors are held.
+        num_matvecs: Products ``m`` for each of them, which is also the number of vectors in
+            memory.
         generator: Source of the probes. By default a fresh one, seeded by the operating
             system: each call draws others. No global generator is touched.
-        grid: Evenly spaced; even in a symmetric logarithm, for spectra with a bulk at
-            zero; or the grid itself, ascending ``[n]``.
+        grid: ``"linear"``, evenly spaced; ``"symlog"``, evenly spaced in a symmetric
+            logarithm, for spectra with a bulk at zero; or the grid itself, ascending
+            ``[n]``.
         num_points: Number ``n`` of its points.
         width: ``σ``, as a share of the range of the spectrum. On a ``"symlog"`` grid
             Gaussians have this width in the logarithm, and the density is that of ``t``.
         linear_width: Where the symmetric logarithm becomes linear, by default 1e-4 times
             the largest Ritz value.
         progressbar: Whether to show products and probes.
-        checkpoint: A file from which a run that was broken off is continued, with the
+        checkpoint: A file from which a run that was interrupted is continued, with the
             same result. It is written every few products.
 
     Returns:
@@ -170,7 +172,7 @@ def broadened_density(
     status: str,
     num_matvecs: int,
 ) -> Density:
-    r"""The density whose Gauss rules are known.
+    r"""The density from Gauss rules.
 
     .. math:: φ(t) = \frac{1}{p} \sum_{l=1}^p \sum_{j=1}^m τ_{lj} \, g_σ(t - θ_{lj})
 
@@ -181,7 +183,7 @@ def broadened_density(
         num_points: Number of points of a grid that is not given.
         width: ``σ``, as a share of the range of the nodes.
         linear_width: Where the symmetric logarithm becomes linear.
-        status: How the run ended that found the rules.
+        status: The status of the run that computed the rules.
         num_matvecs: Products that it took.
 
     >>> nodes, weights = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
@@ -224,7 +226,7 @@ class Quadrature:
         self._generator = generator
 
     def run(self, multiply: Products, save: Callable[[], None]) -> str:
-        """Multiply until all probes are done; the status, as a word."""
+        """Multiply until all probes are done; returns the status."""
         while len(self.rules) < self._num_probes:
             krylov = self._krylov
             if krylov.used == 0:
@@ -239,14 +241,14 @@ class Quadrature:
         return "converged"
 
     def nodes_and_weights(self) -> tuple[Tensor, Tensor]:
-        """Those of all probes, ``[p, m]``; a shorter rule has nodes without weight."""
+        """Nodes and weights of all probes, ``[p, m]``; shorter rules have weights 0."""
         m = max(len(theta) for theta, _ in self.rules)
         nodes = [torch.cat([t, t[-1:].expand(m - len(t))]) for t, _ in self.rules]
         weights = [torch.cat([w, w.new_zeros(m - len(w))]) for _, w in self.rules]
         return torch.stack(nodes), torch.stack(weights)
 
     def state(self) -> State:
-        """All that the run consists of."""
+        """The state of the run."""
         return {
             "panels": self._krylov.basis.panels,
             "krylov": self._krylov.state(),
@@ -255,7 +257,7 @@ class Quadrature:
         }
 
     def resume(self, state: State) -> None:
-        """Go on from this state."""
+        """Continue from this state."""
         basis = self._krylov.basis
         basis.panels[:] = [p.to(basis.basis_device) for p in state["panels"]]
         self._krylov = Krylov.resumed(basis, state["krylov"])
@@ -265,12 +267,12 @@ class Quadrature:
 
 @dataclass(frozen=True)
 class GridScale:
-    """The scale in which a grid is even, and Gaussians are wide by the same.
+    """The scale in which a grid is even and all Gaussians have the same width.
 
     Attributes:
         kind: ``u = t``, or ``u = asinh(t / linear)``, which is ``t`` near zero and
             ``± log |t|`` away from it.
-        linear: Where the symmetric logarithm goes over from one to the other.
+        linear: Where the symmetric logarithm changes from one to the other.
     """
 
     kind: GridKind
@@ -292,7 +294,7 @@ def even_grid(
 
     Args:
         nodes: Values to cover, with four widths to spare.
-        scale: In which it is even.
+        scale: The scale in which it is even.
         num_points: ``n``.
         width: Standard deviation as a share of the range of the nodes.
     """
@@ -310,16 +312,17 @@ def even_grid(
 def broadened(
     nodes: Tensor, weights: Tensor, grid: Tensor, scale: GridScale, sigma: float
 ) -> Tensor:
-    """Density on the grid of point masses that are Gaussians in its scale.
+    """Density on the grid of point masses, broadened to Gaussians in its scale.
 
-    A grid point has the mass of its cell, half-way to its neighbours, over the width of
-    that. So the trapezoidal rule on the grid gives all the mass, whatever the width.
+    The value at a grid point is the mass in its cell, half-way to its neighbours, divided
+    by the width of the cell: the trapezoidal rule on the grid gives all the mass, for every
+    width of the Gaussians.
 
     Args:
         nodes: ``[..., m]``.
         weights: ``[..., m]``.
         grid: ``[n]``.
-        scale: In which the Gaussians have one width.
+        scale: The scale in which the Gaussians have the same width.
         sigma: Their width.
 
     Returns:

@@ -1,4 +1,4 @@
-"""An eigenproblem as it is handed in: read and checked."""
+"""The arguments of an eigenproblem, checked."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def symmetric(matrix: Any, name: str = "matrix") -> LinearOperator:
     """An operator that is tagged as symmetric.
 
     Raises:
-        TypeError: If it is no operator.
-        ValueError: If it is not square, or without the tag.
+        TypeError: If it is not an operator.
+        ValueError: If it is not square, or not tagged.
     """
     A = as_operator(matrix)
     if A.shape[0] != A.shape[1]:
@@ -34,11 +34,11 @@ def symmetric(matrix: Any, name: str = "matrix") -> LinearOperator:
 
 
 def companion(matrix: Any, name: str, A: LinearOperator) -> LinearOperator | None:
-    """A symmetric operator that belongs to ``A``, or ``None``.
+    """A symmetric operator of the shape of ``A``, or ``None``.
 
     Raises:
-        TypeError: If it is no operator, or of another dtype.
-        ValueError: If it is of another shape, on another device, or without the tag.
+        TypeError: If it is not an operator, or of another dtype.
+        ValueError: If it is of another shape, on another device, or not tagged.
     """
     if matrix is None:
         return None
@@ -53,7 +53,7 @@ def companion(matrix: Any, name: str, A: LinearOperator) -> LinearOperator | Non
 
 
 def end(which: Any, *, psd: bool, inverse: bool) -> Which:
-    """Which end of the spectrum, of the inverse if there is one.
+    """Which end of the spectrum to compute: of the inverse, if there is one.
 
     Raises:
         ValueError: If products cannot reach it.
@@ -78,10 +78,10 @@ def end(which: Any, *, psd: bool, inverse: bool) -> Which:
 
 
 def largest(which: Which, *, psd: bool, inverse: bool) -> bool:
-    """Whether LOBPCG is to find the largest values, or the smallest.
+    """Whether LOBPCG computes the largest values, or the smallest.
 
     Raises:
-        ValueError: If it is to find both ends at once.
+        ValueError: If both ends are asked for.
     """
     if inverse:
         raise ValueError("For method='lobpcg' give A⁻¹ as the preconditioner M.")
@@ -96,11 +96,11 @@ def basis_size(ncv: Any, k: int, block_size: int, N: int) -> int:
     """Number of Lanczos vectors.
 
     Raises:
-        TypeError: If it is no integer.
+        TypeError: If it is not an integer.
         ValueError: If a restart would leave no room for new vectors, or if it is too large.
     """
     if ncv is None:
-        roomy = min(300, 2**20 // N)  # where the basis costs nothing
+        roomy = min(300, 2**20 // N)  # if the basis takes little memory
         return min(N, max(2 * k + 1, 20, k + 4 * block_size, roomy))
     size = integer(ncv, "ncv", 1, N)
     least = min(N, k + 2 * block_size)
@@ -116,7 +116,7 @@ def start(v0: Any, A: LinearOperator, columns: int) -> Tensor | None:
     """Start vectors as rows ``[b, N]``.
 
     Raises:
-        TypeError: If ``v0`` is no tensor of the dtype of ``A``.
+        TypeError: If ``v0`` is not a tensor of the dtype of ``A``.
         ValueError: If it does not fit, is not finite, or has a zero column.
     """
     if v0 is None:

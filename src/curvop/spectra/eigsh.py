@@ -49,24 +49,23 @@ def eigsh(
     .. math:: A v_i = λ_i v_i, \qquad \text{or} \qquad A v_i = λ_i P v_i
 
     Thick-restart Lanczos with full reorthogonalisation (Wu and Simon, "Thick-restart
-    Lanczos method for large symmetric eigenvalue problems", 2000). A Krylov space has
-    one eigenvector of each eigenvalue, so that it misses copies. Before the run ends, a
-    second one from a random vector looks for them in the complement of the first; it
-    overlooks one with a probability of 1e-3 at most.
+    Lanczos method for large symmetric eigenvalue problems", 2000). A Krylov space contains
+    only one eigenvector of a multiple eigenvalue. Before the run ends, a second Krylov
+    space, from a random vector in the complement of the first, is searched for the others;
+    one is overlooked with a probability of 1e-3 at most.
 
-    The residuals are those of the Lanczos relation ``A X = X Θ + F C`` where one more
-    product, with a random mean of the eigenvectors, departs from it by no more than
-    rounding; otherwise all eigenvectors are multiplied.
+    The residuals are those of the Lanczos relation ``A X = X Θ + F C``, if one more
+    product, with a random combination of the eigenvectors, agrees with it up to rounding;
+    otherwise all eigenvectors are multiplied.
 
     Args:
-        A: A symmetric operator, or whatever :func:`as_operator` understands.
+        A: A symmetric operator, or anything that :func:`as_operator` accepts.
         k: Number of eigenpairs, ``1 <= k <= N``.
         which: The largest (``"LA"``), the smallest (``"SA"``), the largest in magnitude
             (``"LM"``), half from each end (``"BE"``, one more from the top if ``k`` is
             odd), or those next to zero (``"SM"``: of a psd matrix, or with ``inverse``).
-        tol: Residual that is small enough, relative to ``‖A‖``; 0 means rounding. The
-            error of a value is at most its residual, and for separated values of the
-            order of its square.
+        tol: Largest residual, relative to ``‖A‖``; 0 means rounding. The error of a value
+            is at most its residual, and for separated values of the order of its square.
         v0: Start ``[N]``, or ``[N, block_size]``; for LOBPCG ``[N, k]``. By default
             drawn from ``generator``.
         M: Preconditioner for LOBPCG: an operator close to ``A⁻¹`` for ``"SA"``, close to
@@ -77,18 +76,18 @@ def eigsh(
         method: ``"lanczos"``, or ``"lobpcg"`` for one end of the spectrum with a
             preconditioner.
         ncv: Vectors in the Lanczos basis, by default ``max(2k + 1, 20)``. At most
-            ``ncv + 10`` vectors are held at a time.
-        maxiter: Products at most, by default 10,000.
+            ``ncv + 10`` vectors are in memory at a time.
+        maxiter: Most products, by default 10,000.
         block_size: Columns of each product of Lanczos: a larger block needs more
             products, in fewer passes over the data.
         inverse: An operator of ``A⁻¹``, for ``"SM"``.
-        basis_dtype: Type in which the basis is stored, by default that of ``A``. No
-            residual then gets below its rounding.
-        basis_device: Where the basis is stored, by default where ``A`` lives.
+        basis_dtype: Type in which the basis is stored, by default that of ``A``. Residuals
+            do not get below its rounding.
+        basis_device: Where the basis is stored, by default that of ``A``.
         generator: Source of random vectors. By default one with a fixed seed, since the
             result does not depend on them; no global generator is touched.
         progressbar: Whether to show products, converged pairs, and the residual.
-        checkpoint: A file from which a run that was broken off is continued, with the
+        checkpoint: A file from which a run that was interrupted is continued, with the
             same result. It is written every few products.
 
     Returns:
@@ -172,7 +171,7 @@ def eigsh(
         pairs, count = _search(run, products, file)
         if pairs.done < len(pairs.X):
             multiply = products(A, count)
-            # what an interrupted search has found is not what it goes on from
+            # the results of an interrupted search are not the state to continue from
             to = Checkpoint(None) if pairs.status == "interrupted" else file
             status = carry_out(ResidualCheck(pairs, P), multiply, to, "proof")
             count = multiply.count
@@ -194,7 +193,7 @@ def eigsh(
 def _search(
     run: Lanczos | LOBPCG, products: Callable[..., Products], file: Checkpoint
 ) -> tuple[RitzPairs, int]:
-    """The pairs, found or read, and the products made so far."""
+    """The pairs, computed or read from a checkpoint, and the number of products so far."""
     stored = file.load(finite=True)
     if stored is not None and stored.pop("stage") == "proof":
         count = stored.pop("count")

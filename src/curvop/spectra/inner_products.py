@@ -32,7 +32,7 @@ def inner_product(v: Tensor, w: Tensor) -> float:
 def norm(w: Tensor) -> float:
     """``‖w‖``."""
     size, limits = _norm(w), torch.finfo(w.dtype)
-    # no square has over- or underflown, other than such that rounding hides
+    # no square has over- or underflown, except for those far below rounding
     if limits.tiny**0.5 / limits.eps < size < math.inf:
         return size
     power = unit(w)

@@ -21,18 +21,18 @@ Which = Literal["LA", "SA", "LM", "BE"]
 class Krylov:
     r"""``A V = V T + F C`` with orthonormal rows of a basis for the columns of ``V, F``.
 
-    ``V`` has ``m`` vectors that were multiplied; ``F`` has ``q`` *pending* ones, which
-    were not. ``C [q, m]`` couples them. Rows of the basis before ``base`` are left
-    alone, and every vector is orthogonal to them: the decomposition is that of
+    ``V`` has ``m`` vectors that were multiplied; ``F`` has ``q`` *pending* ones, which were
+    not yet. ``C [q, m]`` couples them. Rows of the basis before ``base`` are not changed,
+    and every vector is orthogonal to them: the decomposition is that of
     ``(I - QQᵀ) A (I - QQᵀ)`` with these rows as ``Q``.
 
     ``T`` and ``C`` are the leading blocks of one matrix, which is the Rayleigh quotient
-    of ``[V, F]`` as far as it is known. It is symmetric where ``A`` is: a coefficient
-    that rounding does not explain is an error.
+    of ``[V, F]`` as far as it is known. It is symmetric if ``A`` is: an asymmetric
+    coefficient that rounding does not explain is an error.
 
     Args:
-        basis: Where the vectors live.
-        base: Rows to leave alone.
+        basis: Where the vectors are stored.
+        base: Number of rows not to change.
         scale: A lower bound of ``‖A‖`` that is already known.
     """
 
@@ -40,7 +40,7 @@ class Krylov:
         self.basis = basis
         self.base = base
         self.scale = scale
-        self.slack = 0.0  # coupling that was dropped, hence not seen in T
+        self.slack = 0.0  # norm of the coupling that was dropped and is not in T
         self.m = 0
         self.q = 0
         room = basis.capacity - base
@@ -48,11 +48,11 @@ class Krylov:
 
     @property
     def used(self) -> int:
-        """Rows of the basis in use, those before ``base`` among them."""
+        """Rows of the basis in use, including those before ``base``."""
         return self.base + self.m + self.q
 
     def offer(self, w: Tensor) -> bool:
-        """Add what ``w`` has beyond the basis as a pending vector; ``w`` is lost."""
+        """Add the part of ``w`` outside of the basis as a pending vector; changes ``w``."""
         before = norm(w)
         _, left = self.basis.orthogonalise(w, self.used)
         if left <= self.basis.noise * before:
@@ -68,9 +68,9 @@ class Krylov:
         return self.offer(random(self.basis, generator))
 
     def expand(self, multiply: Multiply) -> None:
-        """Multiply the pending vectors; what is new in the products is pending next."""
+        """Multiply the pending vectors; new directions in the products become pending."""
         W = multiply(self.basis.rows(self.base + self.m, self.used))
-        # a copy: an operator may return what it stores, or what it was given
+        # a copy: an operator may return a tensor that it stores, or its argument
         W = W.to(self.basis.dtype, copy=True)
         for w in W:
             self.scale = max(self.scale, norm(w))
@@ -78,7 +78,7 @@ class Krylov:
             h = coefficients[self.base :]
             m, n = self.m, self.m + self.q
             self._check_symmetry(h[:m] - self._T[m, :m])
-            # what is known stays: noise must not keep residuals from becoming small
+            # known entries stay: noise must not keep residuals from becoming small
             self._T[m:n, m] = self._T[m, m:n] = h[m:]
             self._T[:m, m] = self._T[m, :m]
             if beta > self.basis.noise * self.scale and self.used < self.basis.N:
@@ -116,7 +116,7 @@ class Krylov:
         return self._T[:m, :m], self._T[m : m + q, :m]
 
     def state(self) -> State:
-        """All but the basis."""
+        """Everything but the basis."""
         n = self.m + self.q
         names = ("base", "scale", "slack", "m", "q")
         return {name: getattr(self, name) for name in names} | {
@@ -164,7 +164,7 @@ def wanted(theta: Tensor, k: int, which: Which) -> Tensor:
 
 
 def bounds(values: Tensor, which: Which) -> tuple[float, float]:
-    """The open interval that the unwanted values lie in, given the wanted ones."""
+    """The open interval of the unwanted values, from the wanted ones."""
     values = values.sort().values
     if which == "LM":
         smallest = float(values.abs().min())

@@ -1,4 +1,4 @@
-"""Thick-restart Lanczos that looks for missed copies before it ends."""
+"""Thick-restart Lanczos with a final search for missed multiple eigenvalues."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from curvop.spectra.residuals import RitzPairs, relation_error
 from curvop.spectra.resumable import Products
 from curvop.spectra.spectral_transformation import SpectralTransformation
 
-APART = 0.1  # largest part of what is missing in a vector that is known
-DEFLATED = 12  # rows that a deflated space should have to itself
-JOINED = 2  # vectors that join the search at once
+APART = 0.1  # largest component of a missing eigenvector along a known vector
+DEFLATED = 12  # least number of rows for a deflated space
+JOINED = 2  # most vectors that join the search at once
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What is to be found, and how well.
+    """Which eigenpairs to compute, and to what precision.
 
     Attributes:
         k: Number of eigenpairs.
         which: Which of them.
-        tol: Residual, relative to the norm of the matrix.
-        ncv: Vectors that are multiplied between restarts, at most.
-        maxiter: Products at most.
+        tol: Largest residual, relative to the norm of the matrix.
+        ncv: Most vectors that are multiplied between restarts.
+        maxiter: Most products.
     """
 
     k: int
@@ -41,19 +41,19 @@ class Aim:
 
 
 class Lanczos:
-    """A run: the search, and a deflated space that looks for what it cannot see.
+    """A run: the search, and a deflated space for eigenvectors that it cannot contain.
 
-    The search is a Krylov space: whatever the number of copies of an eigenvalue, it has
-    one eigenvector from each start vector. Once the wanted ones have converged, a space
-    from a random vector is built in the complement of the search; what it finds beyond the
-    wanted ones joins the search.
+    The search is a Krylov space: of a multiple eigenvalue, it contains one eigenvector for
+    each start vector. When the wanted ones have converged, a space from a random vector is
+    built in the complement of the search; Ritz vectors of it that are wanted, too, join the
+    search.
 
     Args:
         basis: Where vectors are stored.
         start: Start vectors ``[b, N]``; ``None`` for random ones.
         block_size: Number ``b`` of start vectors.
-        transform: The matrix, and the problem that it stands for.
-        aim: What is to be found.
+        transform: The matrix, and the problem that it represents.
+        aim: The eigenpairs to compute.
         generator: Source of random vectors.
     """
 
@@ -68,7 +68,7 @@ class Lanczos:
     ) -> None:
         self.matrix = transform.B
         self.search = Krylov(basis)
-        self.deflated: DeflatedKrylov | None = None  # takes the place of what is pending
+        self.deflated: DeflatedKrylov | None = None  # overwrites the pending vectors
         self._pending: Tensor | None = None
         self._ready = False  # for the next product
         self._start = start
@@ -78,7 +78,7 @@ class Lanczos:
         self._generator = generator
 
     def run(self, multiply: Products, save: Callable[[], None]) -> str:
-        """Multiply until the wanted pairs have converged; the status, as a word."""
+        """Multiply until the wanted pairs have converged; returns the status."""
         if self.search.used == 0:
             self._begin()
         while True:
@@ -108,12 +108,12 @@ class Lanczos:
             self.deflated.make_room(self._aim.which)
             return None
         self._make_room()
-        if self.search.q == 0:  # an invariant subspace with too little in it
+        if self.search.q == 0:  # an invariant subspace of too few dimensions
             self.search.inject(self._generator)
         return None
 
     def finish(self, status: str, multiply: Products) -> RitzPairs:
-        """Give up the basis for the wanted pairs; if interrupted, the converged ones."""
+        """The wanted pairs (if interrupted, the converged ones); ends use of the basis."""
         search, basis = self.search, self.search.basis
         theta, S, residuals = self._wanted()
         tolerance, noise = self._tolerance(theta), basis.noise * self._norm(theta)
@@ -160,11 +160,11 @@ class Lanczos:
         return theta[w], S[:, w], residuals[w]
 
     def _tolerance(self, theta: Tensor) -> float:
-        """A residual that is small enough; no smaller than rounding can make it."""
+        """The largest residual of a converged pair; not below rounding."""
         return max(self._aim.tol, 4 * self.search.basis.eps) * self._norm(theta)
 
     def _norm(self, theta: Tensor) -> float:
-        """Norm of the matrix, as far as it was seen."""
+        """A lower bound of the norm of the matrix."""
         magnitudes: list[float] = theta.abs().tolist()
         return max([self.search.scale, *magnitudes])
 
@@ -194,13 +194,13 @@ class Lanczos:
         self.search.restart(theta[w], S[:, w])
 
     def _deflate(self) -> None:
-        """Look for what is missing, unless the search spans the space."""
+        """Begin the search for missing eigenvectors, unless the search spans the space."""
         search, aim = self.search, self._aim
         theta, S, residuals = search.ritz()
         w = wanted(theta, aim.k, aim.which)
         low, high = bounds(theta[w], aim.which)
-        # A Ritz vector that has not converged may, by rounding, have a part in what is
-        # missing, which then is not in the complement: at most residual / distance.
+        # A Ritz vector that has not converged may, by rounding, have a component along a
+        # missing eigenvector, of at most residual / distance: that is not deflated.
         known = residuals <= APART * torch.minimum(high - theta, theta - low)
         known[w] = True
         room = max(search.basis.capacity - DEFLATED - search.q, aim.k)
@@ -208,12 +208,12 @@ class Lanczos:
         kept = kept[known[kept]]
         search.restart(theta[kept], S[:, kept])
         self._pending = search.basis.rows(search.m, search.used).clone()
-        # what a residual leaves undecided of a value is of second order
+        # the error of a value is of second order in its residual
         slack = max(search.basis.noise, 4 * aim.tol**2) * self._norm(theta)
         self.deflated = DeflatedKrylov.begun(search, (low, high), slack, self._generator)
 
     def _join(self) -> bool:
-        """Whether the deflated space found something, which then is part of the search."""
+        """Whether the deflated space found vectors, which then join the search."""
         assert self.deflated is not None
         found = self.deflated.found()[:, :JOINED]
         c = found.shape[1]
@@ -222,7 +222,7 @@ class Lanczos:
         search, deflated = self.search, self.deflated.krylov
         deflated.basis.rotate(deflated.base, deflated.base + deflated.m, found)
         theta, S, residuals = self._wanted()
-        # what is dropped couples to the wanted ones by no more than their residuals
+        # dropped vectors couple to the wanted ones by no more than their residuals
         search.slack = max(search.slack, float(residuals.max()))
         search.restart(theta, S, pending=False)
         search.basis.move(deflated.base, deflated.base + c, search.used)
@@ -233,7 +233,7 @@ class Lanczos:
     # ---------------------------------------------------------------- checkpoint
 
     def state(self) -> State:
-        """All that the run consists of, other than its aim."""
+        """The state of the run, without its aim."""
         return {
             "panels": self.search.basis.panels,
             "search": self.search.state(),
@@ -244,7 +244,7 @@ class Lanczos:
         }
 
     def resume(self, state: State) -> None:
-        """Go on from this state."""
+        """Continue from this state."""
         basis = self.search.basis
         basis.panels[:] = [p.to(basis.basis_device) for p in state["panels"]]
         self.search = Krylov.resumed(basis, state["search"])

@@ -19,8 +19,8 @@ NOISE = 500  # units of rounding that the recurrences may add to a residual
 class LOBPCG:
     r"""Locally optimal block preconditioned conjugate gradients for ``A v = λ P v``.
 
-    Rayleigh-Ritz on ``[X, D, W]``: the current vectors, the directions they came in, and
-    the preconditioned residuals ``W = M (A X - P X Θ)`` (Knyazev, "Toward the optimal
+    Rayleigh-Ritz on ``[X, D, W]``: the current vectors, their last directions, and the
+    preconditioned residuals ``W = M (A X - P X Θ)`` (Knyazev, "Toward the optimal
     preconditioned eigensolver", 2001). All are kept orthonormal with respect to ``P``,
     ``D`` in the small space of coefficients, without which the method breaks down before
     it has converged (Hetmaniuk and Lehoucq, "Basis selection in LOBPCG", 2006).
@@ -35,8 +35,8 @@ class LOBPCG:
         largest: Which end of the spectrum.
         P: The matrix of the inner product, or ``None``.
         M: The preconditioner, or ``None``.
-        tol: Residual, relative to the norm of the matrix.
-        maxiter: Products at most.
+        tol: Largest residual, relative to the norm of the matrix.
+        maxiter: Most products.
         generator: Source of random vectors.
     """
 
@@ -69,10 +69,10 @@ class LOBPCG:
         self._D: Tensor | None = None
         self._theta = torch.zeros(0, dtype=self._dtype, device=A.device)
         self._drawn = generator.get_state()  # as it was before the step
-        self._fresh = False  # whether A X was multiplied, not combined
+        self._fresh = False  # whether A X is from a product, not a combination of products
 
     def run(self, multiply: Products, save: Callable[[], None]) -> str:
-        """Multiply until the wanted pairs have converged; the status, as a word."""
+        """Multiply until the wanted pairs have converged; returns the status."""
         while True:
             self._drawn = self._generator.get_state()
             if self._X is None:
@@ -116,7 +116,7 @@ class LOBPCG:
     # ------------------------------------------------------------------ the method
 
     def _multiply_anew(self, V: Tensor, multiply: Products) -> None:
-        """Rayleigh-Ritz on ``V`` alone, its products made rather than combined."""
+        """Rayleigh-Ritz on ``V`` alone, with new products."""
         S = self._with_products(self._orthonormal(V), multiply)
         theta, C = self._ritz(S)
         self._X, self._theta, self._fresh = C.T @ S, theta, True
@@ -165,7 +165,7 @@ class LOBPCG:
         return torch.stack([V, AV] if self._P is None else [V, AV, self._times_P(V)])
 
     def _orthonormal(self, W: Tensor, known: Tensor | None = None) -> Tensor:
-        """What ``W`` has beyond ``known``, as orthonormal rows; maybe fewer."""
+        """Orthonormal rows for the part of ``W`` orthogonal to ``known``; may be fewer."""
         for _ in range(3):
             if known is not None:
                 W = W - (W @ self._in_P(known).T) @ known[0]
@@ -199,7 +199,7 @@ class LOBPCG:
     # ------------------------------------------------------------------ checkpoint
 
     def state(self) -> State:
-        """All that changes."""
+        """The state of the run."""
         return {
             "X": self._X,
             "D": self._D,
@@ -210,7 +210,7 @@ class LOBPCG:
         }
 
     def resume(self, state: State) -> None:
-        """Go on from this state."""
+        """Continue from this state."""
         device = self.matrix.device
         self._X, self._D = (
             None if S is None else S.to(device) for S in (state["X"], state["D"])

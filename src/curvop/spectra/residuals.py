@@ -18,11 +18,11 @@ from curvop.spectra.resumable import Products
 def relation_error(
     multiply: Products, X: Tensor, theta: Tensor, F: Tensor, C: Tensor
 ) -> float:
-    r"""How far products are from ``A X = X Θ + F C``, by one product.
+    r"""The error of ``A X = X Θ + F C``, estimated by one product.
 
-    A Lanczos method has its residuals in this relation, but not what rounding and noise
-    of the matrix add to them. The product of ``X g / √k`` with random signs ``g`` differs
-    from what the relation says by the root of the mean square of that.
+    A Lanczos method takes its residuals from this relation, without the rounding errors and
+    the noise of the matrix. The product with ``X g / √k``, with random signs ``g``, differs
+    from the relation by the root mean square of these.
 
     Args:
         multiply: Products with the matrix.
@@ -48,10 +48,10 @@ class RitzPairs:
     Attributes:
         X: Rows ``[k, N]``, normalised.
         values: ``[k]``.
-        residuals: ``[k]``; from ``done`` on those that the method claims.
-        status: How the search for them ended.
+        residuals: ``[k]``; from ``done`` on the estimates of the method.
+        status: The status of the search.
         done: Number of rows whose residual is known from products.
-        limit: Residuals far above are not what the method claims.
+        limit: Largest residual that agrees with the estimates of the method.
     """
 
     X: Tensor
@@ -62,12 +62,12 @@ class RitzPairs:
     limit: float = math.inf
 
     def known(self) -> RitzPairs:
-        """Those with a residual, after an interrupt."""
+        """The pairs with a residual, after an interrupt."""
         n = self.done
         return RitzPairs(self.X[:n], self.values[:n], self.residuals[:n], "interrupted", n)
 
     def state(self) -> State:
-        """All of it."""
+        """Everything."""
         return dict(vars(self))
 
 
@@ -84,7 +84,7 @@ class ResidualCheck:
         self._P = P
 
     def run(self, multiply: Products, save: Callable[[], None]) -> str:
-        """Multiply with the vectors that are not done; the status, as a word."""
+        """Multiply with the remaining vectors; returns the status."""
         pairs = self._pairs
         while pairs.done < len(pairs.X):
             X = pairs.X[pairs.done : pairs.done + EVERY]
@@ -101,5 +101,5 @@ class ResidualCheck:
         return pairs.status
 
     def state(self) -> State:
-        """All but the matrices."""
+        """Everything but the matrices."""
         return self._pairs.state()

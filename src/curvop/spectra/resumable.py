@@ -1,7 +1,7 @@
-"""Runs that can be broken off and gone on with, a few products apart.
+"""Runs that can be interrupted and continued from a checkpoint.
 
-Products are counted and shown, the state between them is written to a checkpoint, and
-Ctrl-C is let through only while a matrix is multiplied.
+Products are counted and shown, the state between them is written to a checkpoint every few
+products, and Ctrl-C takes effect only during a product.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from curvop.operators import LinearOperator
 
 
 class Interrupts:
-    """Holds Ctrl-C back inside the block, other than where it is :meth:`allowed`.
+    """Context that defers Ctrl-C, except where it is :meth:`allowed`.
 
-    Steps that work in place are then never left half done, and a product, which may
-    take minutes, can be broken off. Python runs handlers in the main thread only: in
-    another one there is nothing to hold back.
+    Steps that work in place are then never left half done, whereas a product, which may
+    take minutes, can be interrupted. Python runs signal handlers in the main thread only:
+    in another one there is nothing to defer.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let an interrupt through, one that came before as well."""
+        """Context in which an interrupt takes effect, also a deferred one."""
         if not self._active:
             yield
             return
@@ -78,9 +78,9 @@ class Products:
     Args:
         A: The matrix.
         count: Products that were made before.
-        interrupts: Held back but while a product is made.
+        interrupts: Deferred, except during a product.
         progressbar: Whether to show a bar.
-        label: What the bar counts for.
+        label: Label of the bar.
     """
 
     def __init__(
@@ -119,23 +119,23 @@ class Products:
         return AV
 
     def show(self, **figures: object) -> None:
-        """Write figures at the end of the bar."""
+        """Show numbers at the end of the bar."""
         if not self._bar.disable:
             self._bar.set_postfix(figures)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar."""
         self._bar.close()
 
 
 class ResumableRun(Protocol):
-    """An algorithm between two products."""
+    """An algorithm whose state can be saved between products."""
 
     def run(self, multiply: Products, save: Callable[[], None]) -> str:
-        """Go on to the end; the status, as a word."""
+        """Run to the end; returns the status."""
 
     def state(self) -> State:
-        """What to go on from."""
+        """The state to continue from."""
 
 
 def carry_out(run: ResumableRun, multiply: Products, file: Checkpoint, stage: str) -> str:

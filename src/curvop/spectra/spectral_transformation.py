@@ -1,4 +1,4 @@
-"""The standard eigenproblem that Lanczos solves in place of another one."""
+"""The standard eigenproblem that Lanczos solves in place of the given one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SpectralTransformation:
         B: ``A``, or ``A⁻¹``, or ``P^(-1/2) A P^(-1/2)``.
         inverted: Whether ``θ = 1/λ``.
         root: ``P^(-1/2)`` as a vector ``[N]``, if ``x = P^(-1/2) u``; of the order of one.
-        size: A power of four that ``P`` is taken over in it.
+        size: A power of four by which ``P`` is divided.
     """
 
     B: LinearOperator

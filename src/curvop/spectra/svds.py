@@ -55,14 +55,14 @@ def svds(
     :func:`eigsh`, and the singular values of ``A`` on the subspace found. Squaring
     halves the digits of small values: the error of ``σ`` is of the order of rounding
     times ``σ₁²/σ``, so that values below ``√eps σ₁`` are noise. One product with a random
-    vector finds the order of ``‖A‖``, over which ``A`` is taken: its square may overflow.
+    vector gives the order of ``‖A‖``, by which ``A`` is divided: its square may overflow.
 
     Args:
-        A: An operator ``[M, N]``, or whatever :func:`as_operator` understands.
+        A: An operator ``[M, N]``, or anything that :func:`as_operator` accepts.
         k: Number of singular values, at most ``min(M, N)``.
-        tol: Residual of the eigenvectors, relative to ``σ₁²``; 0 means rounding.
+        tol: Largest residual of the eigenvectors, relative to ``σ₁²``; 0 means rounding.
         ncv: Vectors in the basis, as in :func:`eigsh`.
-        maxiter: Products with ``AᵀA`` at most, as in :func:`eigsh`.
+        maxiter: Most products with ``AᵀA``, as in :func:`eigsh`.
         generator: Source of random vectors, as in :func:`eigsh`.
         progressbar: Whether to show a bar.
         checkpoint: A file to continue from, as in :func:`eigsh`.
@@ -102,7 +102,7 @@ def svds(
     U, values, W = torch.linalg.svd(AV.to(kind), full_matrices=False)
     V = (pairs.vectors.to(kind) @ W.T).to(A.dtype)
     U = U.to(A.dtype)
-    # A V = U Σ holds by construction; what is left of AᵀU is the residual
+    # A V = U Σ holds by construction; the residual is in AᵀU
     residuals = norms((A.T @ U - V * values).to(kind), 0)
     num_matvecs = 1 + 2 * pairs.num_matvecs + 2 * len(values)
     left, right = (V, U) if transposed else (U, V)
@@ -112,7 +112,7 @@ def svds(
 
 
 def _size(A: LinearOperator) -> float:
-    """A power of two of the order of ``‖A‖``, by one product: ``AᵀA`` is a square in A."""
+    """A power of two of the order of ``‖A‖``, by one product: ``AᵀA`` may overflow."""
     N = A.shape[1]
     v = torch.randn(N, generator=Generator().manual_seed(N), dtype=torch.float64)
     Av = (A @ v.to(A.device, A.dtype)).detach()

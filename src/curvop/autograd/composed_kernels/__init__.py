@@ -1,8 +1,7 @@
-"""Kernels of torch that are differentiated wrongly, or not at all, from others.
+"""Functions whose torch kernels have wrong derivatives or none, composed of others.
 
-Each file has a theme: functions with the arguments of torch's own, and a table
-``COMPOSED`` of what they stand in for. One that returns ``NotImplemented`` leaves the call
-to torch.
+Each file has functions with the arguments of torch's own, and a table ``COMPOSED`` of
+those that they replace. One that returns ``NotImplemented`` leaves the call to torch.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
 
 
 class ComposedKernels(TorchFunctionMode):
-    """Within this context they are composed of functions with right derivatives.
+    """Context in which these functions replace the kernels of torch.
 
     >>> import torch
     >>> x = torch.zeros(1, requires_grad=True)

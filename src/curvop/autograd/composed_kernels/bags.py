@@ -24,10 +24,10 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Any:
-    """The embeddings themselves, and their sums, means or maxima: ``[B, D]``."""
+    """Sums, means or maxima of embeddings, ``[B, D]``, as ``F.embedding_bag``."""
     is_plain = input.ndim == 2 and not input.is_nested and offsets is None
     is_ragged = input.ndim == 1 and offsets is not None
-    # neither a renormalised weight nor a scaled gradient is a function and its derivative
+    # max_norm writes to the weight, scale_grad_by_freq changes its gradient: left to torch
     has_own = max_norm is not None or scale_grad_by_freq
     is_weighted = per_sample_weights is not None
     if has_own or not (is_plain or is_ragged) or (is_weighted and mode != "sum"):
@@ -67,7 +67,7 @@ def segment_reduce(
         return NotImplemented
     where, is_entry = _padded(offsets[:-1], offsets[1:])
     if not bool(is_entry.any(1).all()):
-        return NotImplemented  # nothing of nothing is torch's to say
+        return NotImplemented  # what an empty segment reduces to is left to torch
     return _reduced(_taken(data, where), is_entry, reduce)
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def det(A: Tensor, *, out: Tensor | None = None) -> Any:
-    """By elimination with complete pivoting down to three rows, and their polynomial.
+    """By elimination with complete pivoting down to ``3 × 3``, then by the formula.
 
-    Torch divides by all pivots, the last of which vanish if the matrix is singular. Here
-    only those of a matrix whose determinant vanishes to the fourth order do.
+    Torch divides by all ``n`` pivots, the last of which vanish if the matrix is singular.
+    Here a pivot vanishes only if the rank is less than ``n - 3``.
     """
     if out is not None:
         return NotImplemented

@@ -1,4 +1,4 @@
-"""Functions of single entries: piecewise ones, and those with a removable singularity."""
+"""Element-wise functions: piecewise ones, and those with a removable singularity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What torch's older names in linear algebra compute, by the newer ones."""
+"""Older functions of torch's linear algebra, composed of the newer ones."""
 
 from __future__ import annotations
 

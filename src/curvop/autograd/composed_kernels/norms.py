@@ -1,4 +1,4 @@
-"""Norms, distances, and what is normalised by them.
+"""Norms, distances and normalisations.
 
 Torch's kernels of distances have no second derivative, that of ``_weight_norm`` has a
 wrong one, and those of norms are NaN at the zero vector. There all derivatives are zero
@@ -60,7 +60,7 @@ def norm(
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """That of a vector, as ``torch.norm``."""
+    """The norm of a vector, as ``torch.norm``."""
     if p is None or (isinstance(p, str) and p != "fro"):
         return NotImplemented
     ord = 2.0 if isinstance(p, str) else float(p)
@@ -74,7 +74,7 @@ def norm_method(
     keepdim: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """That of a vector, as ``Tensor.norm``."""
+    """The norm of a vector, as ``Tensor.norm``."""
     return norm(self, p, dim, keepdim, dtype=dtype)
 
 
@@ -87,7 +87,7 @@ def linalg_norm(
     out: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """Those of vectors, and the Frobenius norm, as ``torch.linalg.norm``."""
+    """Norms of vectors, and the Frobenius norm, as ``torch.linalg.norm``."""
     axes = A.ndim if dim is None else 1 if isinstance(dim, int) else len(dim)
     if ord in (None, "fro"):
         return vector_norm(A, 2, dim, keepdim, dtype=dtype, out=out)
@@ -116,7 +116,7 @@ def norm_except_dim(v: Tensor, pow: int = 2, dim: int = 0) -> Any:
     if pow != 2:
         return NotImplemented
     others = None if dim == -1 else [d for d in range(v.ndim) if d != dim]
-    if others == []:  # to torch the norm over no axis is that over all of them
+    if others == []:  # torch takes an empty list of axes for all of them
         return root(power(v, 2), 2)
     return vector_norm(v, 2, others, keepdim=dim != -1)
 
@@ -191,7 +191,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
     def unit(x: Tensor) -> Any:
         length = vector_norm(x, 2, dim, keepdim=True)
-        # to autograd the length below ε is still that of x
+        # torch differentiates the length as if it were not bounded by ε
         return x / (length + (length.clamp_min(eps) - length).detach())
 
     a, b = torch.broadcast_tensors(x1, x2)

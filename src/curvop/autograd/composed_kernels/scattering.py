@@ -1,4 +1,4 @@
-"""Reductions of what is written to the same place."""
+"""Reductions of the entries that are written to the same index."""
 
 from __future__ import annotations
 

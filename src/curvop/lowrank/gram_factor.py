@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from curvop.arguments import at_least
 from curvop.eigenpairs import Eigenpairs
-from curvop.lowrank.checks import check_count, check_damping
 from curvop.lowrank.columns import FactorColumnsLinearOperator
-from curvop.lowrank.directions import Directions, NewtonStep, newton_step
+from curvop.lowrank.directions import Directions, NewtonStep, check_damping, newton_step
 from curvop.lowrank.inverse import GramInverseLinearOperator
 from curvop.lowrank.spectrum import eigenpairs, nonzero
 from curvop.operators import Blocks, LinearOperator, Vector, admit, read
@@ -31,8 +31,9 @@ class GramFactor(LinearOperator):
     time of Krylov methods (Dangel, Tatzel, Hennig, "ViViT: curvature access through the
     generalized Gauss-Newton's low-rank structure", 2022).
 
-    Made by :meth:`GGNLinearOperator.factor` and :meth:`EFLinearOperator.factor`. A product
-    multiplies ``V (Vᵀ x)``; no pass through the network where ``V`` is kept.
+    Made by :meth:`~curvop.GGNLinearOperator.factor` and
+    :meth:`~curvop.EFLinearOperator.factor`. A product multiplies ``V (Vᵀ x)``; no pass
+    through the network where ``V`` is kept.
 
     >>> import torch
     >>> from curvop import GGNLinearOperator
@@ -103,7 +104,7 @@ class GramFactor(LinearOperator):
             TypeError: If ``k`` is no integer.
             ValueError: If it is not positive.
         """
-        return eigenpairs(self._V, self._K, check_count("k", k))
+        return eigenpairs(self._V, self._K, None if k is None else at_least(1, "k", k))
 
     def inverse(self, damping: float) -> GramInverseLinearOperator:
         r"""``(A + λ I)⁻¹`` by the identity of Woodbury, exact.
