@@ -12,6 +12,7 @@ from curvop.operators import (
     Blocks,
     LinearOperator,
     TransposedLinearOperator,
+    properties,
     refuse_not_finite,
 )
 from curvop.risk import Parameters
@@ -60,14 +61,7 @@ class LinearizedLinearOperator(LinearOperator):
         form: Form,
         seconds: float,
     ) -> None:
-        super().__init__(
-            origin.input_space,
-            origin.output_space,
-            dtype=origin.dtype,
-            device=origin.device,
-            symmetric=origin.symmetric,
-            psd=origin.psd,
-        )
+        super().__init__(**properties(origin))
         self.origin = origin
         self._products = products
         self._form = form

@@ -7,6 +7,7 @@ from curvop.operators.linear_operator import (
     SingularSystemError,
     TransposedLinearOperator,
     as_operator,
+    properties,
 )
 from curvop.operators.probing import (
     differ,
@@ -49,6 +50,7 @@ __all__ = [
     "norms",
     "not_finite",
     "probe",
+    "properties",
     "read",
     "refuse_not_finite",
     "tolerance",

@@ -349,6 +349,18 @@ class LinearOperator(ABC):
         return SciPyExport(self, dtype)
 
 
+def properties(A: LinearOperator) -> dict[str, Any]:
+    """Spaces, type, device and tags: the arguments of an operator that is like ``A``."""
+    return {
+        "domain": A.input_space,
+        "codomain": A.output_space,
+        "dtype": A.dtype,
+        "device": A.device,
+        "symmetric": A.symmetric,
+        "psd": A.psd,
+    }
+
+
 def _imaginary(b: Tensor) -> Tensor:
     return b.imag if b.is_complex() else torch.zeros_like(b)
 
@@ -435,14 +447,7 @@ class ScaledLinearOperator(LinearOperator):
     """``c * A`` for a real number ``c``."""
 
     def __init__(self, A: LinearOperator, c: float) -> None:
-        super().__init__(
-            A.input_space,
-            A.output_space,
-            dtype=A.dtype,
-            device=A.device,
-            symmetric=A.symmetric,
-            psd=A.psd and c >= 0,
-        )
+        super().__init__(**properties(A) | {"psd": A.psd and c >= 0})
         self._A = A
         self._c = c
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-from curvop.operators import Blocks, LinearOperator
+from curvop.operators import Blocks, LinearOperator, properties
 
 UNITS = {"h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "": 1.0}
 PART = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(h|min|m|s|)\s*")
@@ -120,14 +120,7 @@ class Metered(LinearOperator):
     """The same matrix; its products go through a clock."""
 
     def __init__(self, A: LinearOperator, clock: Clock) -> None:
-        super().__init__(
-            A.input_space,
-            A.output_space,
-            dtype=A.dtype,
-            device=A.device,
-            symmetric=A.symmetric,
-            psd=A.psd,
-        )
+        super().__init__(**properties(A))
         self._A = A
         self._clock = clock
 

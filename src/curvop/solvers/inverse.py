@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from curvop.arguments import at_least
-from curvop.operators import Blocks, LinearOperator, as_operator
+from curvop.operators import Blocks, LinearOperator, as_operator, properties
 from curvop.solvers.cg import cg
 from curvop.solvers.lsmr import lsmr
 from curvop.solvers.minres import minres
@@ -173,14 +173,8 @@ class LSMRInverseLinearOperator(LinearOperator):
         progressbar: bool = False,
     ) -> None:
         A = as_operator(A)
-        super().__init__(
-            A.output_space,
-            A.input_space,
-            dtype=A.dtype,
-            device=A.device,
-            symmetric=A.symmetric,
-            psd=A.psd,
-        )
+        sides = {"domain": A.output_space, "codomain": A.input_space}
+        super().__init__(**properties(A) | sides)
         self._A = A
         self._options = _checked(rtol, atol, maxiter, progressbar) | {
             "damp": check_number("damp", damp)
@@ -240,14 +234,7 @@ class NeumannInverseLinearOperator(LinearOperator):
             raise ValueError(
                 f"Expected rtol of at most 1 and a positive scale, got {rtol} and {scale}."
             )
-        super().__init__(
-            A.input_space,
-            A.output_space,
-            dtype=A.dtype,
-            device=A.device,
-            symmetric=A.symmetric,
-            psd=A.psd,
-        )
+        super().__init__(**properties(A))
         self._A = A
         self._num_terms = at_least(1, "num_terms", num_terms)
         self._scale = scale
