@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvop.autograd import composed, gradient, graph_vjp
+from curvop.autograd import composed
+from curvop.direct.double_backward import gradients
 from curvop.direct.sequential import in_double
 from curvop.risk import (
     buffer_slots,
@@ -91,7 +92,7 @@ def expanded_loss(
                 f"precision: {error}"
             ) from error
         _check(loss, culprit)
-        (λ,) = gradient(loss, [f])
+        (λ,) = gradients(loss, [f], create_graph=True)
         blocks = _diagonal_blocks(λ, f, _num_independent(loss_func, prediction))
     return LossExpansion(λ.detach().flatten(), blocks)
 
@@ -127,10 +128,8 @@ def _diagonal_blocks(λ: Tensor, f: Tensor, num_groups: int) -> Tensor:
 
     One pass differentiates an entry of every group.
     """
-    one = [λ.new_ones(())]
     rows = [
-        graph_vjp([column.sum()], [f], one, create_graph=False, keep=True)[0]
-        for column in λ.reshape(num_groups, -1).unbind(1)
+        gradients(column.sum(), [f])[0] for column in λ.reshape(num_groups, -1).unbind(1)
     ]
     blocks = torch.stack([row.reshape(num_groups, -1) for row in rows], 1)
     return (blocks + blocks.mT) / 2

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Size, Tensor, nn
 
-from curvop.autograd import gradient, graph_vjp
+from curvop.direct.double_backward import gradients
 from curvop.direct.linear import LinearStage
 from curvop.direct.loss import LossExpansion
 from curvop.direct.sequential import Layer, has_hooks
@@ -200,8 +200,8 @@ def _elementwise(layer: Layer, z: Tensor, λ: Tensor) -> ElementwiseStage:
     """Entries are independent: one gradient of their sum gives all derivatives."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        (d,) = gradient(layer(z).sum(), [z])
-        (q,) = gradient(d.sum(), [z], create_graph=False)
+        (d,) = gradients(layer(z).sum(), [z], create_graph=True)
+        (q,) = gradients(d.sum(), [z])
     return ElementwiseStage(layer.name, d.detach().flatten(), λ * q.flatten())
 
 
@@ -215,7 +215,7 @@ def _dense(layer: Layer, z: Tensor, λ: Tensor, moves: bool) -> DenseStage:
         N = J.shape[1]
         H = J.new_zeros(N, N)
         if bool(λ.any()):
-            H = _jacobian(_flat(gradient(λ @ out, inputs)), inputs)
+            H = _jacobian(_flat(gradients(λ @ out, inputs, create_graph=True)), inputs)
     return DenseStage(layer.name, _shapes(layer), J, (H + H.T) / 2)
 
 
@@ -225,11 +225,7 @@ def _jacobian(outputs: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     Not by ``torch.func``, whose ``hessian`` is wrong through norm layers
     (pytorch/functorch#534), and not batched, which group norm does not support.
     """
-    one = [outputs.new_ones(())]
-    rows = [
-        _flat(graph_vjp([o], inputs, one, create_graph=False, keep=True))
-        for o in outputs.flatten()
-    ]
+    rows = [_flat(gradients(o, inputs)) for o in outputs.flatten()]
     N = sum(x.numel() for x in inputs)
     return torch.stack(rows) if rows else outputs.new_zeros(0, N)
 
