@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n auto --maxprocesses 8
+PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist worksteal
 
 # The matrices of tests and examples are tiny. More threads are no faster, and many
 # times slower as soon as another program wants the same cores.
