@@ -12,9 +12,9 @@ from torch.func import jvp, vjp
 
 from curvop.curvature import Form, JacobianLinearOperator
 from curvop.linearized.budget import BatchProduct, Budget
+from curvop.linearized.choice import first_right, verify, verify_columns
 from curvop.linearized.graphs import KeptGraph, kept_graphs
 from curvop.linearized.recorded import replays, vector
-from curvop.linearized.verification import first_right, verify, verify_columns
 from curvop.operators import Blocks, probe, tolerance
 from curvop.risk import TURN, Batch
 

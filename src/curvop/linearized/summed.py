@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from curvop.curvature import CurvatureLinearOperator, Form
 from curvop.linearized.budget import BatchProduct, Budget, Kept
+from curvop.linearized.choice import first_right, verify, verify_columns
 from curvop.linearized.factored import factored, rows
 from curvop.linearized.graphs import graphs, scratch
 from curvop.linearized.recorded import recorded
-from curvop.linearized.verification import first_right, verify, verify_columns
 from curvop.operators import Blocks, probe, refuse_not_finite, tolerance
 from curvop.risk import Batch, Risk, all_reduce, failing_together
 

@@ -1,4 +1,4 @@
-"""Whatever the form, its first products must be the operator's own."""
+"""The choice between forms: the first whose products are the operator's own."""
 
 from __future__ import annotations
 
