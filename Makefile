@@ -36,9 +36,13 @@ test: $(VENV)/.ready-test ## the whole test suite, doctests and README included
 sweep: $(VENV)/.ready-test ## every layer and function of torch in every way; takes long
 	@CURVOP_SWEEP=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/sweep
 
+.PHONY: examples
+examples: $(VENV)/.ready-test ## every example, and every snippet of the documentation
+	@CURVOP_EXAMPLES=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/test_examples.py tests/test_documentation.py
+
 .PHONY: migration
 migration: $(VENV)/.ready-test $(VENV)/.ready-migration ## documentation beside other libraries: same numbers
-	@CURVOP_PEERS=1 $(BIN)/python -m pytest -q tests/test_documentation.py -k migrate
+	@CURVOP_PEERS=1 CURVOP_EXAMPLES=1 $(BIN)/python -m pytest -q tests/test_documentation.py -k migrate
 
 .PHONY: bench
 bench: $(VENV)/.ready-bench ## speed and memory beside other libraries; takes an hour

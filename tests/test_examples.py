@@ -17,6 +17,7 @@ PROGRAMS = sorted(p.stem for p in EXAMPLES.glob("*.py"))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("CURVOP_EXAMPLES" not in os.environ, reason="takes long: make examples")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_example(name: str, tmp_path: Path) -> None:
     program = EXAMPLES / f"{name}.py"

@@ -82,6 +82,9 @@ LINEARIZED = [
 ]
 
 
+long = pytest.mark.skipif("CURVOP_SWEEP" not in os.environ, reason="takes long: make sweep")
+
+
 @functools.lru_cache(maxsize=1)
 def solved(name: str) -> tuple[Problem, Truth]:
     """The problem, and its products by differences."""
@@ -129,6 +132,7 @@ def refusal(name: str, way: str, form: str, kind: str) -> str | None:
     return None
 
 
+@long
 @pytest.mark.parametrize("name", CASES)
 def test_by_default(name: str) -> None:
     for kind in KINDS:
@@ -136,12 +140,14 @@ def test_by_default(name: str) -> None:
         assert said is None or name in MAY_REFUSE, said
 
 
+@long
 @pytest.mark.parametrize("name", ABOUT_WAYS)
 def test_other_ways(name: str) -> None:
     for form in FORMS:
         refusal(name, *form)
 
 
+@long
 @pytest.mark.parametrize("name", COMPOSED)
 @pytest.mark.parametrize("way", ["func", "backpack"])
 def test_composed(name: str, way: str) -> None:
@@ -149,13 +155,14 @@ def test_composed(name: str, way: str) -> None:
         assert refusal(name, way, "plain", kind) is None
 
 
+@long
 @pytest.mark.parametrize(("name", "kind"), LINEARIZED)
 def test_linearized(name: str, kind: str) -> None:
     said = refusal(name, "auto", "linearized", kind)
     assert said is None or name in MAY_REFUSE, said
 
 
-@pytest.mark.skipif("CURVOP_SWEEP" not in os.environ, reason="takes long: make sweep")
+@long
 @pytest.mark.parametrize("name", CASES)
 def test_all_forms(name: str) -> None:
     for form in FORMS:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -30,6 +31,7 @@ from curvop.risk import (
     Loss,
     LossFunction,
     Parameters,
+    Sampler,
     Weighted,
     by_class,
     by_class_back,
@@ -286,7 +288,8 @@ class _Samples(OutputFactor):
             return draw
 
         with torch.no_grad():
-            drawn = [_sample(loss, prediction, y, draws(i), way) for i in range(samples)]
+            sample = _sampler(loss, prediction, y, way)
+            drawn = [sample(draws(i)) for i in range(samples)]
         self._S = [torch.stack(s) / samples**0.5 for s in zip(*drawn, strict=True)]
         self.num_columns = self.num_together = samples
 
@@ -294,17 +297,26 @@ class _Samples(OutputFactor):
         return [S[which.start : which.stop : which.step] for S in self._S]
 
 
-def _sample(
-    loss: Loss, prediction: Any, y: Any, draw: Draw, way: RiskDifferentiation
-) -> Blocks:
-    """``s`` for every datum, with ``E s sᵀ = ∇²_f ℓ``, in the shapes of the prediction."""
+def _sampler(
+    loss: Loss, prediction: Any, y: Any, way: RiskDifferentiation
+) -> Callable[[Draw], Blocks]:
+    """Draws ``s`` for every datum, with ``E s sᵀ = ∇²_f ℓ``, for each tensor predicted."""
     draw_targets = registered(loss)
-    if draw_targets is None:
-        s = direction(loss, prediction, draw)
-        if loss.kind in SOFTMAX:  # √a (e_ŷ - p)
-            root = softmax_scale(loss, prediction, y, way).sqrt()[..., None]
-            return [by_class_back(root * by_class(s), prediction)]
-        return [diagonal_of_terms(loss, prediction, y, way).sqrt() * s]
+    if draw_targets is not None:
+        return partial(_at_targets, loss, prediction, y, draw_targets)
+    if loss.kind in SOFTMAX:  # √a (e_ŷ - p)
+        root = softmax_scale(loss, prediction, y, way).sqrt()[..., None]
+        return lambda draw: [
+            by_class_back(root * by_class(direction(loss, prediction, draw)), prediction)
+        ]
+    scale = diagonal_of_terms(loss, prediction, y, way).sqrt()
+    return lambda draw: [scale * direction(loss, prediction, draw)]
+
+
+def _at_targets(
+    loss: Loss, prediction: Any, y: Any, draw_targets: Sampler, draw: Draw
+) -> Blocks:
+    """The gradient of the loss at targets that are drawn."""
     outputs = nested.differentiable(prediction)
     u = draw(outputs[0].shape).to(outputs[0].dtype)
     if isinstance(y, Weighted):

@@ -30,6 +30,7 @@ from curvop.risk.parameters import (
 )
 from curvop.risk.predictive import (
     Draw,
+    Sampler,
     by_class,
     by_class_back,
     check_predictive,
@@ -67,6 +68,7 @@ __all__ = [
     "Parameters",
     "Predictions",
     "Risk",
+    "Sampler",
     "Unpack",
     "Weighted",
     "all_reduce",
