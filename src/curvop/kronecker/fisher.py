@@ -89,7 +89,7 @@ class Fisher:
         is_used = torch.zeros((), dtype=torch.float64, device=device)
         refused: dict[int, str] = {}
         is_first = True
-        with _surroundings(self.data):
+        with _context_of_pass(self.data):
             merged = MergedBatches(
                 self.parameters.model, self.parameters.tensors, self.data
             )
@@ -224,7 +224,7 @@ class Fisher:
 
 
 @contextmanager
-def _surroundings(data: Data) -> Iterator[None]:
+def _context_of_pass(data: Data) -> Iterator[None]:
     """Generators preserved, no inference mode, no fused inference of transformer layers.
 
     First derivatives only: the fused kernels of attention may stay.
